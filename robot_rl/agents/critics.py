@@ -1,0 +1,74 @@
+"""Clipped double Q-learning: two critics and the slow copies they bootstrap from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from robot_rl.agents.losses import squared_loss
+from robot_rl.nets import MLP, FlatParameters
+from robot_rl.nets.mlp import Tape
+
+_NAMES = ("critic1", "critic2")
+
+
+class TwinCritics:
+    """Two Q networks on (state, action), and a target network for each.
+
+    The smaller of the two values is the estimate (seed 001, ch. 8.3.3).
+    """
+
+    def __init__(
+        self, input_dim: int, hidden_dims: Sequence[int], *, layer_norm: bool = False
+    ) -> None:
+        self.online = [
+            MLP(name, input_dim, hidden_dims, 1, layer_norm=layer_norm) for name in _NAMES
+        ]
+        self._target = [
+            MLP(name, input_dim, hidden_dims, 1, layer_norm=layer_norm) for name in _NAMES
+        ]
+        self._online_data = torch.empty(0)
+        self._target_data = torch.empty(0)
+
+    def build_targets(self, parameters: FlatParameters) -> FlatParameters:
+        """Makes the targets, equal to the online critics bound to ``parameters``."""
+        shapes = {name: shape for net in self.online for name, shape in net.shapes().items()}
+        targets = FlatParameters(shapes, parameters.data.device, trainable=False)
+        for net in self._target:
+            net.bind(targets)
+        self._online_data = parameters.data[parameters.span("critic")]
+        self._target_data = targets.data
+        self._target_data.copy_(self._online_data)
+        return targets
+
+    def min_target(self, state_action: Tensor) -> Tensor:
+        """The smaller target value, (B,), of (B, o + g + a)."""
+        first, second = (net.forward(state_action) for net in self._target)
+        return torch.minimum(first, second).squeeze(1)
+
+    def min_online(self, state_action: Tensor) -> Tensor:
+        """The smaller online value, (B,), of (B, o + g + a)."""
+        first, second = (net.forward(state_action) for net in self.online)
+        return torch.minimum(first, second).squeeze(1)
+
+    def forward_tape(self, state_action: Tensor) -> list[tuple[Tensor, Tape]]:
+        """Value (B,) and tape of each online critic."""
+        pairs = (net.forward_tape(state_action) for net in self.online)
+        return [(value.squeeze(1), tape) for value, tape in pairs]
+
+    def regress(
+        self, outputs: list[tuple[Tensor, Tape]], target: Tensor, weight: Tensor | None
+    ) -> Tensor:
+        """Writes the gradients of both squared errors to ``target`` (B,); returns their sum."""
+        total = torch.zeros((), device=target.device)
+        for net, (value, tape) in zip(self.online, outputs, strict=True):
+            loss = squared_loss(value, target, weight)
+            net.backward(loss.gradient.unsqueeze(1), tape)
+            total = total + loss.value
+        return total
+
+    def update_targets(self, tau: float) -> None:
+        """Moves the targets by the share ``tau`` towards the online critics."""
+        self._target_data.lerp_(self._online_data, tau)

@@ -1,0 +1,126 @@
+"""Puts an environment together from names."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+
+from robot_rl.backends import make_rig
+from robot_rl.envs.latency import DelayedArm
+from robot_rl.envs.robot_env import RandomizationOptions, RobotEnv, parse_action_parts
+from robot_rl.envs.tasks import make_task
+from robot_rl.errors import InvalidInputError, unknown_name
+from robot_rl.interfaces import RigRequest
+from robot_rl.safety import SafetyConfig, SafetyFilter
+from robot_rl.specs import CameraSpec, load_robot
+
+
+def make_env(
+    task: str = "Push",
+    robot: str = "sawyer",
+    backend: str = "mujoco",
+    obs: str = "state",
+    *,
+    control_hz: float = 10.0,
+    action: str | None = None,
+    action_speed_m_s: float = 0.25,
+    cameras: tuple[str, ...] | list[str] = ("front",),
+    extra_cameras: tuple[CameraSpec, ...] = (),
+    image_size: int | tuple[int, int] = 48,
+    randomization: RandomizationOptions | dict[str, float] | None = None,
+    safety: SafetyConfig | dict[str, Any] | None = None,
+    max_episode_steps: int | None = None,
+    terminate_on_success: bool = False,
+    physics_step_s: float = 0.005,
+    render_quality: str = "fast",
+    render_mode: str | None = None,
+    render_size: tuple[int, int] = (240, 320),
+) -> RobotEnv:
+    """An environment, also as ``gymnasium.make("robot_rl/<Task>-v0", robot=..., ...)``.
+
+    Args:
+        task: name of a task, any case.
+        robot: ``sawyer``, ``panda`` or ``fr3``.
+        backend: ``mujoco``, ``pybullet``, or any installed under the entry point group
+            ``robot_rl.backends``.
+        obs: ``state`` or ``image``.
+        control_hz: actions per second, 5 to 20.
+        action: ``xyz``, ``xyz+yaw``, ``xyz+gripper`` or ``xyz+yaw+gripper``; the task's own by
+            default.
+        action_speed_m_s: tool speed [m/s] along an axis that an action of 1 asks for.
+        cameras: names of the scene's cameras to observe (``front``, ``side``, and those of
+            ``extra_cameras``).
+        image_size: pixels, one number or (height, width).
+        randomization: how far worlds may differ, see :class:`RandomizationOptions`.
+        safety: limits, see :class:`SafetyConfig`.
+        terminate_on_success: end the episode at the first success (``terminated``).
+        physics_step_s: longest physics step [s]; the control period is divided evenly.
+        render_quality: ``fast`` (no shadows, no multisampling) or ``default`` (the engine's).
+
+    Raises:
+        InvalidInputError: a name or number that cannot be used; the message says what can.
+    """
+    if not 5.0 <= control_hz <= 20.0:
+        raise InvalidInputError(f"control_hz is {control_hz}, should be in [5, 20]")
+    if not 0.0005 <= physics_step_s <= 0.01:
+        raise InvalidInputError(f"physics_step_s is {physics_step_s}, should be in [0.0005, 0.01]")
+    if render_quality not in ("fast", "default"):
+        raise unknown_name("render_quality", render_quality, ("fast", "default"))
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if not (8 <= height <= 1024 and 8 <= width <= 1024):
+        raise InvalidInputError(f"image_size is {image_size}, should be in [8, 1024]")
+    chosen = make_task(task)
+    spec = load_robot(robot)
+    if isinstance(randomization, dict):
+        randomization = _from_dict(RandomizationOptions, randomization, "randomization")
+    if isinstance(safety, dict):
+        safety = _from_dict(SafetyConfig, safety, "safety")
+    if action is not None:
+        parse_action_parts(action)
+    scene = chosen.scene()
+    scene = scene.with_cameras((*scene.cameras, *extra_cameras))
+    rig = make_rig(
+        backend,
+        RigRequest(
+            robot=spec,
+            scene=scene,
+            control_period_s=1.0 / control_hz,
+            physics_step_s=physics_step_s,
+            image_height=height,
+            image_width=width,
+            render_quality=render_quality,
+        ),
+    )
+    if randomization is not None and randomization.latency_s > 0.0:
+        rig.arm = DelayedArm(rig.arm)
+    try:
+        return RobotEnv(
+            chosen,
+            rig,
+            SafetyFilter(rig.arm, rig.gripper, rig.clock, safety),
+            control_hz=control_hz,
+            obs=obs,
+            action=action,
+            action_speed_m_s=action_speed_m_s,
+            cameras=tuple(cameras),
+            image_size=(height, width),
+            randomization=randomization,
+            max_episode_steps=max_episode_steps,
+            terminate_on_success=terminate_on_success,
+            render_mode=render_mode,
+            render_size=render_size,
+        )
+    except Exception:
+        rig.close()
+        raise
+
+
+def _from_dict(cls: type[Any], values: dict[str, Any], what: str) -> Any:
+    known = [f.name for f in fields(cls)]
+    for key in values:
+        if key not in known:
+            raise unknown_name(f"{what} option", key, known)
+    return cls(**{k: tuple(v) if isinstance(v, (list, np.ndarray)) else v
+                  for k, v in values.items()})

@@ -1,0 +1,461 @@
+"""The environment: a rig, a task, a resetter and a safety filter, for hardware and simulation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import ArrayLike, NDArray
+
+from robot_rl.envs.latency import DelayedArm
+from robot_rl.envs.tasks.base import Task, TaskView
+from robot_rl.errors import InvalidInputError, SafetyError, unknown_name
+from robot_rl.interfaces import Array, Placement, Randomization, Rig
+from robot_rl.safety import SafetyFilter
+
+ACTION_PARTS = ("xyz", "yaw", "gripper")
+
+
+@dataclass(frozen=True)
+class RandomizationOptions:
+    """How far each episode's world may differ from the nominal one; 0 leaves a thing alone.
+
+    ``mass`` and ``friction`` are the largest relative change, ``color`` the largest shift of a
+    colour channel, ``camera_m`` and ``camera_rad`` the largest displacement of a camera,
+    ``latency_s`` the largest delay of commands, ``action_noise`` the standard deviation of noise
+    on every action and ``action_bias`` the largest constant offset of an episode's actions (both
+    in units of the action, [-1, 1]).
+    """
+
+    mass: float = 0.0
+    friction: float = 0.0
+    color: float = 0.0
+    camera_m: float = 0.0
+    camera_rad: float = 0.0
+    latency_s: float = 0.0
+    action_noise: float = 0.0
+    action_bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, most in (
+            ("mass", 0.95),
+            ("friction", 0.95),
+            ("color", 1.0),
+            ("camera_m", 0.5),
+            ("camera_rad", 0.5),
+            ("latency_s", 0.5),
+            ("action_noise", 1.0),
+            ("action_bias", 1.0),
+        ):
+            value = getattr(self, name)
+            if not 0.0 <= value <= most:
+                raise InvalidInputError(
+                    f"randomisation: {name} is {value}, should be in [0, {most}]"
+                )
+
+    @property
+    def touches_scene(self) -> bool:
+        """Whether anything but commands changes."""
+        return any((self.mass, self.friction, self.color, self.camera_m, self.camera_rad))
+
+
+def parse_action_parts(action: str) -> tuple[str, ...]:
+    """``"xyz+yaw+gripper"`` to its parts, checked."""
+    parts = tuple(action.split("+"))
+    known = ACTION_PARTS
+    if parts[0] != "xyz" or [p for p in known if p in parts] != list(parts):
+        raise InvalidInputError(
+            f"unknown action {action!r}; valid: xyz, xyz+yaw, xyz+gripper, xyz+yaw+gripper"
+        )
+    return parts
+
+
+class RobotEnv(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
+    """A goal-conditioned task on an arm.
+
+    Actions are in [-1, 1]: tool displacement x, y, z (1 is ``action_speed_m_s / control_hz``),
+    then optionally yaw (1 is ``action_turn_rad_s / control_hz``), then optionally the gripper (-1
+    closed, 1 open). Observations are a dict:
+
+    - ``obs="state"``: ``observation`` (n,) float32: tool position [m] and velocity [m/s], cos and
+      sin of yaw and the gripper's opening where they are actions, then the task's features;
+      ``achieved_goal`` and ``desired_goal`` (goal_dim,) float32.
+    - ``obs="image"``: the same keys as images uint8 (H, W, 3 x cameras), the cameras stacked along
+      the channels; ``desired_goal`` shows the scene at its goal. The state is in ``info``.
+
+    Episodes end by truncation after the task's duration. ``info`` has ``is_success``, ``distance``,
+    ``executed_action`` (what the safety filter let through), ``safety_violations`` and
+    ``safety_limited`` (counts of this episode).
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    def __init__(
+        self,
+        task: Task,
+        rig: Rig,
+        safety: SafetyFilter,
+        *,
+        control_hz: float = 10.0,
+        obs: str = "state",
+        action: str | None = None,
+        action_speed_m_s: float = 0.25,
+        action_turn_rad_s: float = 1.0,
+        cameras: tuple[str, ...] = ("front",),
+        image_size: tuple[int, int] = (48, 48),
+        randomization: RandomizationOptions | None = None,
+        max_episode_steps: int | None = None,
+        terminate_on_success: bool = False,
+        render_mode: str | None = None,
+        render_size: tuple[int, int] = (240, 320),
+    ) -> None:
+        self.task = task
+        self.rig = rig
+        self.safety = safety
+        self.control_hz = float(control_hz)
+        self.period_s = 1.0 / self.control_hz
+        self.parts = parse_action_parts(action if action is not None else task.default_action)
+        self.obs_mode = obs
+        self.camera_names = tuple(cameras)
+        self.randomization = randomization or RandomizationOptions()
+        self.terminate_on_success = terminate_on_success
+        self.render_mode = render_mode
+        self.metadata = {**self.metadata, "render_fps": int(round(self.control_hz))}
+        self.max_episode_steps = (
+            int(round(task.duration_s * self.control_hz))
+            if max_episode_steps is None
+            else int(max_episode_steps)
+        )
+        if self.max_episode_steps < 1:
+            raise InvalidInputError(
+                f"max_episode_steps is {max_episode_steps}, should be at least 1"
+            )
+        if obs not in ("state", "image"):
+            raise unknown_name("obs", obs, ("state", "image"))
+        if render_mode not in (None, "rgb_array"):
+            raise unknown_name("render_mode", render_mode, ("rgb_array",))
+        if not (action_speed_m_s > 0.0 and action_turn_rad_s > 0.0):
+            raise InvalidInputError(
+                f"action_speed_m_s is {action_speed_m_s} and action_turn_rad_s "
+                f"{action_turn_rad_s}, both should be positive"
+            )
+        for camera in self.camera_names:
+            if camera not in rig.cameras:
+                raise unknown_name("camera", camera, rig.cameras)
+        self._image_size = image_size
+        self._render_size = render_size
+
+        n_actions = 3 + ("yaw" in self.parts) + ("gripper" in self.parts)
+        self.action_space = spaces.Box(-1.0, 1.0, (n_actions,), np.float32)
+        self._has_yaw = "yaw" in self.parts
+        self._has_gripper = "gripper" in self.parts
+        proprio = 6 + 2 * self._has_yaw + self._has_gripper
+        self.state_dim = proprio + task.feature_dim
+        self.goal_dim = task.goal_dim
+        if obs == "state":
+            self.observation_space = spaces.Dict(
+                observation=_unbounded(self.state_dim),
+                achieved_goal=_unbounded(self.goal_dim),
+                desired_goal=_unbounded(self.goal_dim),
+            )
+        else:
+            shape = (*image_size, 3 * len(self.camera_names))
+            image = spaces.Box(0, 255, shape, np.uint8)
+            self.observation_space = spaces.Dict(
+                observation=image, achieved_goal=image, desired_goal=image
+            )
+
+        self._step_m = action_speed_m_s * self.period_s
+        self._step_rad = action_turn_rad_s * self.period_s
+        self._goal: Array = np.zeros(self.goal_dim)
+        self._goal32 = np.zeros(self.goal_dim, np.float32)
+        self._goal_image: NDArray[np.uint8] | None = None
+        self._bias = np.zeros(n_actions)
+        self._steps = 0
+        self._tick_s = 0.0
+        self._ready = False
+        self._view: TaskView | None = None
+
+    # -- gymnasium --------------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Start an episode. ``options`` may give ``goal`` (goal_dim,) and ``start`` (Placement)."""
+        super().reset(seed=seed)
+        options = options or {}
+        unknown = set(options) - {"goal", "start"}
+        if unknown:
+            raise unknown_name("reset option", sorted(unknown)[0], ("goal", "start"))
+        rng = self.np_random
+        goal = self.task.sample_goal(rng)
+        if options.get("goal") is not None:
+            goal = self._check_goal(options["goal"])
+        start = options.get("start")
+        if start is None:
+            start = self.task.sample_start(rng, goal)
+        self._goal = np.asarray(goal, dtype=np.float64)
+        self._goal32 = self._goal.astype(np.float32)
+        self._draw_randomization(rng)
+        self._reset_world(start)
+        self._steps = 0
+        self._ready = True
+        observation, achieved = self._observe()
+        return observation, self._info(achieved, np.zeros(self.action_space.shape or ()), False)
+
+    def step(
+        self, action: ArrayLike
+    ) -> tuple[dict[str, NDArray[Any]], float, bool, bool, dict[str, Any]]:
+        """Send one action and wait for the end of its control period.
+
+        Raises:
+            SafetyError: the action is not finite or of the wrong shape, or the arm is held; the
+                arm then received nothing.
+        """
+        if not self._ready:
+            raise InvalidInputError("step() was called before reset()")
+        wanted = self._check_action(action)
+        if self.randomization.action_noise or self.randomization.action_bias:
+            noise = self.np_random.normal(0.0, 1.0, wanted.shape)
+            wanted = wanted + self._bias + self.randomization.action_noise * noise
+            wanted = np.minimum(np.maximum(wanted, -1.0), 1.0)
+
+        turn = wanted[3] * self._step_rad if self._has_yaw else 0.0
+        sent = self.safety.move(wanted[:3] * self._step_m, turn, self.period_s)
+        executed = wanted.copy()
+        if sent.limited:
+            executed[:3] = np.clip(sent.delta_m / self._step_m, -1.0, 1.0)
+            if self._has_yaw:
+                executed[3] = np.clip(sent.yaw_rad / self._step_rad, -1.0, 1.0)
+        if self._has_gripper:
+            executed[-1] = 2.0 * self.safety.grip(0.5 * (wanted[-1] + 1.0)) - 1.0
+
+        self._tick_s += self.period_s
+        self.rig.clock.sleep_until(self._tick_s)
+        self._steps += 1
+        observation, achieved = self._observe()
+        info = self._info(achieved, executed, sent.limited)
+        reward = float(self.task.reward(achieved, self._goal))
+        terminated = bool(self.terminate_on_success and info["is_success"])
+        truncated = self._steps >= self.max_episode_steps
+        if terminated or truncated:
+            self._ready = False
+        return observation, reward, terminated, truncated, info
+
+    def compute_reward(
+        self, achieved_goal: NDArray[Any], desired_goal: NDArray[Any], info: Any
+    ) -> NDArray[np.float64] | float:
+        """The reward of any goal, vectorised over leading axes.
+
+        With image observations the goals are compared by the states that travel in ``info``
+        (``achieved_state``, ``desired_state``): one dict, or a sequence of them.
+        """
+        if self.obs_mode == "image":
+            infos = [info] if isinstance(info, dict) else list(info)
+            achieved = np.stack([i["achieved_state"] for i in infos])
+            desired = np.stack([i["desired_state"] for i in infos])
+            rewards = self.task.reward(achieved, desired)
+            return float(rewards[0]) if isinstance(info, dict) else rewards
+        rewards = self.task.reward(achieved_goal, desired_goal)
+        return float(rewards) if rewards.ndim == 0 else rewards
+
+    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+        """The scene from the first camera, with the goal's markers; (H, W, 3) uint8."""
+        if self.render_mode is None:
+            return None
+        height, width = self._render_size
+        if self.rig.scene is None:
+            return self.rig.cameras[self.camera_names[0]].read(1.0).image
+        return self.rig.scene.render(self.camera_names[0], height, width, markers=True)
+
+    def close(self) -> None:
+        self.rig.close()
+
+    # -- more than gymnasium asks -----------------------------------------------------------
+
+    @property
+    def last_view(self) -> TaskView:
+        """What the task saw at the last observation."""
+        if self._view is None:
+            raise InvalidInputError("there is nothing to see before reset()")
+        return self._view
+
+    @property
+    def step_m(self) -> float:
+        """Tool displacement [m] of an action of 1."""
+        return self._step_m
+
+    @property
+    def goal(self) -> Array:
+        """The desired goal (goal_dim,) in the task's own terms, also with image observations."""
+        return self._goal.copy()
+
+    def view(self) -> TaskView:
+        """What the task may look at, freshly measured."""
+        tool, velocity = self.safety.measure()
+        age = self.safety.config.max_state_age_s
+        opening = self.rig.gripper.opening(age) if self._has_gripper else 0.0
+        return TaskView(tool, velocity, opening, self.rig.tracker, age)
+
+    def goal_image(self, goal: ArrayLike) -> NDArray[np.uint8]:
+        """The scene set to ``goal`` as the cameras would see it, (H, W, 3 x cameras) uint8.
+
+        Simulation only; the world is put back afterwards, to the bit.
+        """
+        scene = self.rig.scene
+        if scene is None:
+            raise InvalidInputError("goal images are made by setting a simulated scene; "
+                                    "on hardware give images of the goal")
+        placement = self.task.goal_placement(self._check_goal(goal))
+        saved = scene.save_state()
+        scene.place(self._posture(placement), placement)
+        image = self._render_cameras()
+        scene.restore_state(saved)
+        return image
+
+    def get_state(self) -> dict[str, Any]:
+        """Everything needed to continue this episode exactly, as arrays and plain numbers."""
+        if self.rig.scene is None:
+            raise InvalidInputError("a state can only be saved in simulation")
+        return {
+            "scene": dict(self.rig.scene.save_state()),
+            "safety": self.safety.get_state(),
+            "goal": self._goal.copy(),
+            "bias": self._bias.copy(),
+            "steps": self._steps,
+            "tick_s": self._tick_s,
+            "ready": self._ready,
+            "rng": self.np_random.bit_generator.state,
+            "delay": self.rig.arm.get_state() if isinstance(self.rig.arm, DelayedArm) else None,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue from what :meth:`get_state` returned, bit for bit."""
+        if self.rig.scene is None:
+            raise InvalidInputError("a state can only be restored in simulation")
+        self.rig.scene.restore_state(state["scene"])
+        self.safety.set_state(state["safety"])
+        self._goal = state["goal"].copy()
+        self._goal32 = self._goal.astype(np.float32)
+        self._bias = state["bias"].copy()
+        self._steps = state["steps"]
+        self._tick_s = state["tick_s"]
+        self._ready = state["ready"]
+        self.np_random.bit_generator.state = state["rng"]
+        if isinstance(self.rig.arm, DelayedArm) and state["delay"] is not None:
+            self.rig.arm.set_state(state["delay"])
+        self.rig.scene.show_markers(self.task.markers(self._goal))
+        self._goal_image = self.goal_image(self._goal) if self.obs_mode == "image" else None
+
+    # -- inside -----------------------------------------------------------------------------
+
+    def _check_action(self, action: ArrayLike) -> Array:
+        shape = self.action_space.shape
+        try:
+            array = np.array(action, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise SafetyError(f"action {action!r} is not an array of numbers") from None
+        if array.shape != shape:
+            raise SafetyError(f"action has shape {array.shape}, should be {shape}; nothing was sent")
+        if not np.isfinite(array).all():
+            raise SafetyError(f"action {array} is not finite; nothing was sent")
+        return np.minimum(np.maximum(array, -1.0), 1.0)
+
+    def _check_goal(self, goal: ArrayLike) -> Array:
+        array = np.asarray(goal, dtype=np.float64)
+        if array.shape != (self.goal_dim,) or not np.isfinite(array).all():
+            raise InvalidInputError(
+                f"goal of {self.task.name} is {array}, should be {self.goal_dim} finite numbers"
+            )
+        return array
+
+    def _draw_randomization(self, rng: np.random.Generator) -> None:
+        options = self.randomization
+        if options.action_bias:
+            self._bias = rng.uniform(-1.0, 1.0, self._bias.shape) * options.action_bias
+        if options.latency_s:
+            latency_s = rng.uniform(0.0, options.latency_s)
+            if isinstance(self.rig.arm, DelayedArm):
+                self.rig.arm.set_latency(latency_s)
+        if options.touches_scene and self.rig.scene is not None:
+            self.rig.scene.randomize(
+                Randomization(
+                    mass_scale=1.0 + rng.uniform(-1.0, 1.0) * options.mass,
+                    friction_scale=1.0 + rng.uniform(-1.0, 1.0) * options.friction,
+                    color_shift=rng.uniform(-1.0, 1.0, 3) * options.color,
+                    camera_shift_m=rng.uniform(-1.0, 1.0, 3) * options.camera_m,
+                    camera_turn_rad=rng.uniform(-1.0, 1.0, 3) * options.camera_rad,
+                )
+            )
+
+    def _posture(self, placement: Placement) -> Array:
+        return self.safety.posture(placement.tool_m, placement.yaw_rad)
+
+    def _reset_world(self, start: Placement) -> None:
+        scene = self.rig.scene
+        if scene is None:
+            raise InvalidInputError("a rig without a simulated scene needs a resetter")
+        if self.obs_mode == "image":
+            placement = self.task.goal_placement(self._goal)
+            scene.place(self._posture(placement), placement)
+            self._goal_image = self._render_cameras()
+        scene.place(self._posture(start), start)
+        scene.show_markers(self.task.markers(self._goal))
+        self.safety.reset()
+        self._tick_s = self.rig.clock.now_s()
+
+    def _render_cameras(self) -> NDArray[np.uint8]:
+        images = [self.rig.cameras[name].read(self.period_s).image for name in self.camera_names]
+        return images[0] if len(images) == 1 else np.concatenate(images, axis=2)
+
+    def _observe(self) -> tuple[dict[str, NDArray[Any]], Array]:
+        view = self._view = self.view()
+        achieved = self.task.achieved(view)
+        if self.obs_mode == "image":
+            image = self._render_cameras()
+            assert self._goal_image is not None
+            return {
+                "observation": image,
+                "achieved_goal": image,
+                "desired_goal": self._goal_image,
+            }, achieved
+        state = np.empty(self.state_dim, np.float32)
+        state[:3] = view.tool_m
+        state[3:6] = view.tool_velocity_m_s
+        k = 6
+        if self._has_yaw:
+            state[6] = np.cos(self.safety.yaw_rad)
+            state[7] = np.sin(self.safety.yaw_rad)
+            k = 8
+        if self._has_gripper:
+            state[k] = view.gripper_opening
+            k += 1
+        state[k:] = self.task.features(view)
+        return {
+            "observation": state,
+            "achieved_goal": achieved.astype(np.float32),
+            "desired_goal": self._goal32.copy(),
+        }, achieved
+
+    def _info(self, achieved: Array, executed: Array, limited: bool) -> dict[str, Any]:
+        distance = float(self.task.distance(achieved, self._goal))
+        counters = self.safety.counters
+        info: dict[str, Any] = {
+            "is_success": distance <= self.task.threshold,
+            "distance": distance,
+            "executed_action": executed.astype(np.float32),
+            "action_limited": limited,
+            "safety_violations": counters.violations,
+            "safety_limited": counters.limited,
+        }
+        if self.obs_mode == "image":
+            info["achieved_state"] = np.array(achieved, dtype=np.float64)
+            info["desired_state"] = self._goal.copy()
+        return info
+
+
+def _unbounded(size: int) -> spaces.Box:
+    return spaces.Box(-np.inf, np.inf, (size,), np.float32)

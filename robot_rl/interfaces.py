@@ -1,0 +1,214 @@
+"""What the rest of the stack asks of hardware and of a simulator alike.
+
+Units stand in the names. Poses of the arm are in its base frame, poses of the scene in the
+workspace frame. Stamps come from the rig's own clock. Every read takes the largest age it accepts
+and raises :class:`robot_rl.errors.StaleDataError` beyond it; every command returns what was sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robot_rl.specs.robot import RobotSpec
+from robot_rl.specs.scene import SceneSpec
+
+Array = NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class JointState:
+    """Measured joint angles (n,) [rad], velocities (n,) [rad/s] and their time stamp [s]."""
+
+    position_rad: Array
+    velocity_rad_s: Array
+    stamp_s: float
+
+
+@dataclass(slots=True)
+class JointSetpoints:
+    """Joint angles (k, n) [rad] to be at ``period_s``, ``2 period_s``, ... from now on."""
+
+    position_rad: Array
+    period_s: float
+
+
+@dataclass(slots=True)
+class BodyState:
+    """A rigid body in the workspace frame: position (3,) [m], quaternion xyzw (4,),
+    linear velocity (3,) [m/s] and angular velocity (3,) [rad/s] in workspace axes."""
+
+    position_m: Array
+    quat_xyzw: Array
+    velocity_m_s: Array
+    angular_velocity_rad_s: Array
+
+
+@dataclass(slots=True)
+class Frame:
+    """An RGB image (H, W, 3) uint8 and the time it was taken [s]."""
+
+    image: NDArray[np.uint8]
+    stamp_s: float
+
+
+@runtime_checkable
+class Clock(Protocol):
+    """The time the rig lives in: wall time on hardware, simulated time in a simulator."""
+
+    def now_s(self) -> float: ...
+
+    def sleep_until(self, time_s: float) -> None:
+        """Return at ``time_s``; a simulator advances its physics to that time."""
+
+
+@runtime_checkable
+class Arm(Protocol):
+    """An arm under joint position control. Only the safety filter may call ``command``."""
+
+    spec: RobotSpec
+
+    def state(self, max_age_s: float) -> JointState: ...
+
+    def command(self, setpoints: JointSetpoints) -> JointSetpoints: ...
+
+
+@runtime_checkable
+class Gripper(Protocol):
+    """A parallel gripper; openings are fractions of its stroke, 0 closed to 1 open."""
+
+    def opening(self, max_age_s: float) -> float: ...
+
+    def command(self, opening: float) -> float: ...
+
+
+@runtime_checkable
+class Camera(Protocol):
+    """A colour camera."""
+
+    name: str
+
+    def read(self, max_age_s: float) -> Frame: ...
+
+
+@runtime_checkable
+class ObjectTracker(Protocol):
+    """Where the things on the table are, however it is known (simulator, encoder, vision)."""
+
+    def body(self, name: str, max_age_s: float) -> BodyState: ...
+
+    def joint(self, name: str, max_age_s: float) -> tuple[float, float]:
+        """Position [m] or [rad] and velocity of a joint of the scene (a drawer, a door)."""
+
+
+@dataclass
+class Placement:
+    """A state of the scene to start an episode from, or to photograph as a goal.
+
+    ``tool_m`` is the tool's position (3,) in the workspace frame, ``yaw_rad`` its turn about z
+    from the tool's default heading, ``gripper_opening`` in [0, 1]; ``bodies`` maps names to
+    (position (3,) [m], quaternion xyzw (4,)), ``joints`` maps names to positions [m] or [rad].
+    """
+
+    tool_m: Array
+    yaw_rad: float = 0.0
+    gripper_opening: float = 0.0
+    bodies: dict[str, tuple[Array, Array]] = field(default_factory=dict)
+    joints: dict[str, float] = field(default_factory=dict)
+
+
+@runtime_checkable
+class SceneControl(Protocol):
+    """What only a simulator can do: put the world where one wants it."""
+
+    def place(self, arm_rad: Array, placement: Placement) -> None:
+        """Set arm, gripper and objects at once, at rest, with no memory of what was before."""
+
+    def save_state(self) -> Mapping[str, NDArray[Any]]:
+        """Everything needed to continue bit for bit from here, as arrays."""
+
+    def restore_state(self, state: Mapping[str, NDArray[Any]]) -> None: ...
+
+    def show_markers(self, positions_m: Mapping[str, Array]) -> None:
+        """Move the scene's visual markers; one that is not named is hidden."""
+
+    def randomize(self, values: Randomization) -> None:
+        """Apply one draw of domain randomisation (relative to the scene as described)."""
+
+    def render(self, camera: str, height: int, width: int, *, markers: bool = False) -> NDArray[
+        np.uint8
+    ]:
+        """An image (height, width, 3) uint8 of the scene as it is now."""
+
+
+@dataclass
+class Randomization:
+    """One draw of what differs from the nominal scene.
+
+    ``mass_scale`` and ``friction_scale`` multiply every movable body's; ``color_shift`` (3,) is
+    added to every body's RGB in [0, 1]; ``camera_shift_m`` (3,) and ``camera_turn_rad`` (3,)
+    displace every camera.
+    """
+
+    mass_scale: float = 1.0
+    friction_scale: float = 1.0
+    color_shift: Array = field(default_factory=lambda: np.zeros(3))
+    camera_shift_m: Array = field(default_factory=lambda: np.zeros(3))
+    camera_turn_rad: Array = field(default_factory=lambda: np.zeros(3))
+
+
+@dataclass
+class Rig:
+    """What an environment is put together from. ``scene`` is None on hardware."""
+
+    arm: Arm
+    gripper: Gripper
+    clock: Clock
+    tracker: ObjectTracker
+    cameras: dict[str, Camera]
+    scene: SceneControl | None = None
+
+    def close(self) -> None:
+        """Release what the rig holds (windows, sockets, engine connections)."""
+        for part in (self.arm, self.gripper, self.clock, self.scene, *self.cameras.values()):
+            close = getattr(part, "close", None)
+            if close is not None:
+                close()
+
+
+@dataclass(frozen=True)
+class RigRequest:
+    """What a backend is asked to build."""
+
+    robot: RobotSpec
+    scene: SceneSpec
+    control_period_s: float = 0.1
+    physics_step_s: float = 0.005
+    image_height: int = 48
+    image_width: int = 48
+    render_quality: str = "fast"
+
+
+@runtime_checkable
+class Resetter(Protocol):
+    """Brings the world to a start state; returns whether it got there."""
+
+    def reset(self, placement: Placement) -> bool: ...
+
+
+@runtime_checkable
+class SuccessDetector(Protocol):
+    """Says whether the task is done, from whatever it can see."""
+
+    def success(self) -> bool: ...
+
+
+@runtime_checkable
+class Teleop(Protocol):
+    """A person's hand on the arm: an action in [-1, 1]^n, or None while they leave it alone."""
+
+    def read(self) -> Array | None: ...
