@@ -45,8 +45,7 @@ test-slow: $(VENV)/.stamp-test  ## the slow tests (learning thresholds, long sim
 	$(BIN)/python -m pytest -m "slow and not ros and not gpu and not hardware" $(PYTEST_ARGS)
 
 lint: $(VENV)/.stamp-test  ## ruff and mypy
-	$(BIN)/ruff check .
-	$(BIN)/mypy
+	@status=0; $(BIN)/ruff check . || status=1; $(BIN)/mypy || status=1; exit $$status
 
 format: $(VENV)/.stamp-test  ## order imports and apply ruff's safe corrections
 	$(BIN)/ruff check --fix .

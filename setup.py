@@ -60,6 +60,7 @@ REQUIREMENTS = [
     "gymnasium>=1.0",
     "safetensors>=0.4",
     "pyyaml>=6.0",
+    "tqdm>=4.60",
 ]
 
 EXTRAS = {

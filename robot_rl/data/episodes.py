@@ -117,6 +117,29 @@ class DatasetWriter:
         (self.path / "episodes").mkdir(exist_ok=True)
         write_json(self.path / "dataset.json", asdict(info))
 
+    @classmethod
+    def reopen(cls, path: str | Path, count: int) -> tuple[DatasetWriter, list[Episode]]:
+        """Go on with a dataset after its first ``count`` episodes; later ones are dropped.
+
+        Raises:
+            InvalidInputError: it is damaged, or holds fewer.
+        """
+        path = Path(path)
+        files = sorted((path / "episodes").glob("*.npz"))
+        if len(files) < count:
+            raise InvalidInputError(
+                f"dataset: {path} holds {len(files)} episodes, {count} are needed to go on"
+            )
+        for extra in files[count:]:
+            extra.unlink()
+        writer = cls.__new__(cls)
+        writer.path, writer.count = path, count
+        if count == 0:
+            writer.info = DatasetInfo(**read_json(path / "dataset.json", "dataset"))
+            return writer, []
+        writer.info, episodes = load_dataset(path)
+        return writer, episodes
+
     def append(self, episode: Episode) -> Path:
         """Commit one episode; when this returns, it is on the disk."""
         episode.check(f"episode {self.count}")
@@ -146,34 +169,33 @@ class EpisodeRecorder:
     def __init__(self) -> None:
         self._rows: dict[str, list[Any]] = {}
 
-    def start(self, observation: dict[str, NDArray[Any]]) -> None:
-        """Begin with the observation that ``reset`` returned."""
+    def start(self, observation: dict[str, NDArray[Any]], info: dict[str, Any]) -> None:
+        """Begin with what ``reset`` returned."""
         self._rows = {"observation": [observation["observation"]],
-                      "achieved": [observation["achieved_goal"]],
+                      "achieved": [_achieved(observation, info)],
                       "action": [], "requested": [], "reward": [], "terminated": [],
                       "truncated": [], "success": []}
-        self._desired = observation["desired_goal"]
+        self._desired = info.get("desired_state", observation["desired_goal"])
 
     def add(
         self,
+        action: NDArray[Any],
         observation: dict[str, NDArray[Any]],
-        requested: NDArray[Any],
-        executed: NDArray[Any],
         reward: float,
         terminated: bool,
         truncated: bool,
-        success: bool,
+        info: dict[str, Any],
     ) -> None:
-        """Add what one ``step`` returned and the actions asked for and executed."""
+        """Add the action asked for and what ``step`` returned."""
         rows = self._rows
         rows["observation"].append(observation["observation"])
-        rows["achieved"].append(observation["achieved_goal"])
-        rows["action"].append(executed)
-        rows["requested"].append(requested)
+        rows["achieved"].append(_achieved(observation, info))
+        rows["action"].append(info["executed_action"])
+        rows["requested"].append(action)
         rows["reward"].append(reward)
         rows["terminated"].append(terminated)
         rows["truncated"].append(truncated)
-        rows["success"].append(success)
+        rows["success"].append(bool(info["is_success"]))
 
     def finish(self) -> Episode:
         """The episode so far."""
@@ -189,6 +211,12 @@ class EpisodeRecorder:
             truncated=np.asarray(rows["truncated"], dtype=np.bool_),
             success=np.asarray(rows["success"], dtype=np.bool_),
         )
+
+
+def _achieved(observation: dict[str, NDArray[Any]], info: dict[str, Any]) -> NDArray[Any]:
+    # With image observations the goals' states travel in info; images are stored once.
+    achieved: NDArray[Any] = info.get("achieved_state", observation["achieved_goal"])
+    return achieved
 
 
 def load_dataset(path: str | Path) -> tuple[DatasetInfo, list[Episode]]:

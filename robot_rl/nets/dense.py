@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Below this width oneDNN's fixed cost outweighs its faster product.
-_ONEDNN_MIN_WIDTH = 16
+# A product with a narrow side is bound by memory; there MKL, given the right order, is as good.
+_NARROW = 16
 
 
 def _onednn_linear() -> Callable[..., Tensor] | None:
@@ -34,14 +34,8 @@ def _onednn_linear() -> Callable[..., Tensor] | None:
 _linear = _onednn_linear()
 
 
-def _use_onednn(x: Tensor, fan_in: int, fan_out: int) -> bool:
-    return (
-        _linear is not None
-        and x.device.type == "cpu"
-        and fan_in >= _ONEDNN_MIN_WIDTH
-        and fan_out >= _ONEDNN_MIN_WIDTH
-        and x.shape[0] > 1
-    )
+def _by_onednn(x: Tensor) -> bool:
+    return _linear is not None and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool) -> Tensor:
@@ -49,7 +43,8 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool) -> Tensor:
 
     Shapes: x (B, i), weight (i, o), bias (o,); returns (B, o).
     """
-    if _linear is not None and _use_onednn(x, *weight.shape):
+    if weight.shape[1] > 1 and x.shape[0] > 1 and _by_onednn(x):
+        assert _linear is not None
         return _linear(x, weight.t(), bias, "relu" if relu else "none", [], "")
     output = torch.addmm(bias, x, weight)
     return output.clamp_min_(0.0) if relu else output
@@ -57,16 +52,21 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool) -> Tensor:
 
 def input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
     """``gradient @ weight.T``: (B, o), (i, o) -> (B, i)."""
-    if _linear is not None and _use_onednn(gradient, *weight.shape):
-        return _linear(gradient, weight, None, "none", [], "")
     if weight.shape[1] == 1:
         return gradient * weight.view(1, -1)
+    if weight.shape[1] >= _NARROW and _by_onednn(gradient):
+        assert _linear is not None
+        return _linear(gradient, weight, None, "none", [], "")
     return torch.mm(gradient, weight.t())
 
 
 def weight_gradient(x: Tensor, gradient: Tensor, out: Tensor) -> None:
     """Writes ``x.T @ gradient`` into ``out``: (B, i), (B, o) -> (i, o)."""
-    if _linear is not None and _use_onednn(x, *out.shape):
+    width = out.shape[1]
+    if width >= _NARROW and _by_onednn(x):
+        assert _linear is not None
         out.copy_(_linear(x.t(), gradient.t(), None, "none", [], ""))
+    elif 1 < width < _NARROW:
+        out.copy_(torch.mm(gradient.t(), x).t())
     else:
         torch.mm(x.t(), gradient, out=out)

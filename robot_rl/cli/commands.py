@@ -1,0 +1,387 @@
+"""The subcommands of ``robot-rl``: read flags, call the library, say what came out."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from robot_rl.agents import AGENTS, config_class
+from robot_rl.backends import list_backends
+from robot_rl.cli import doctor
+from robot_rl.cli.flags import Parser, add_flags, read_flags
+from robot_rl.data import Relabelling
+from robot_rl.envs.tasks import TASKS, list_tasks
+from robot_rl.errors import InvalidInputError, unknown_name
+from robot_rl.specs import list_robots, load_robot
+from robot_rl.training.collect import CollectConfig, collect
+from robot_rl.training.evaluate import evaluate
+from robot_rl.training.offline import PretrainConfig, pretrain, resume_pretrain
+from robot_rl.training.online import TrainConfig, resume_train, train
+from robot_rl.training.setup import EnvChoice, canonical_task
+
+
+@dataclass
+class Outcome:
+    """What a command says: the JSON object, the text for people, the exit code."""
+
+    values: dict[str, Any]
+    text: str = ""
+    code: int = 0
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand."""
+
+    name: str
+    summary: str
+    description: str
+    add_arguments: Callable[[Parser], None]
+    run: Callable[[argparse.Namespace], Outcome]
+    epilog: str = field(default="")
+
+
+def _add_overwrite(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--overwrite", action="store_true",
+        help="if the folder of --out is in use, set it aside as <name>.old",
+    )
+
+
+def _env(args: argparse.Namespace) -> EnvChoice:
+    choice = EnvChoice(**read_flags(args, EnvChoice))
+    if choice.robot not in list_robots():
+        raise unknown_name("robot", choice.robot, list_robots())
+    if choice.backend not in list_backends():
+        raise unknown_name("backend", choice.backend, list_backends())
+    return choice
+
+
+# -- list ---------------------------------------------------------------------------------------
+
+
+def _list_arguments(parser: Parser) -> None:
+    return None
+
+
+def _list_run(args: argparse.Namespace) -> Outcome:
+    values = {
+        "tasks": list_tasks(),
+        "robots": list_robots(),
+        "backends": list_backends(),
+        "agents": list(AGENTS),
+    }
+    lines = ["tasks"]
+    lines += [f"  {name:<10} {task.description}" for name, task in TASKS.items()]
+    lines += ["robots"]
+    for name in values["robots"]:
+        spec = load_robot(name)
+        lines.append(f"  {name:<10} {len(spec.joints)} joints, {spec.gripper.name}")
+    lines += ["backends", *(f"  {name}" for name in values["backends"])]
+    lines += ["agents"]
+    lines += [f"  {name:<10} {_first_line(AGENTS[name])}" for name in AGENTS]
+    return Outcome(values, "\n".join(lines))
+
+
+def _first_line(entry: Any) -> str:
+    agent = entry[0] if isinstance(entry, tuple) else entry
+    return (agent.__doc__ or "").strip().splitlines()[0]
+
+
+# -- doctor -------------------------------------------------------------------------------------
+
+
+def _doctor_run(args: argparse.Namespace) -> Outcome:
+    checks = doctor.run_checks()
+    ok = all(check.ok for check in checks if check.required)
+    values = {"ok": ok, "checks": [dataclasses.asdict(check) for check in checks]}
+    return Outcome(values, doctor.format_checks(checks), 0 if ok else 1)
+
+
+# -- collect ------------------------------------------------------------------------------------
+
+
+def _collect_arguments(parser: Parser) -> None:
+    add_flags(parser, CollectConfig, title="what to record")
+    add_flags(parser, EnvChoice, title="environment")
+    _add_overwrite(parser)
+
+
+def _collect_run(args: argparse.Namespace) -> Outcome:
+    config = CollectConfig(**read_flags(args, CollectConfig))
+    values = collect(config, _env(args), overwrite=args.overwrite, quiet=args.quiet)
+    text = (f"recorded {values['episodes']} episodes ({values['steps']} steps), success "
+            f"{values['success_rate']:.2f}, in {values['path']}")
+    return Outcome(values, text, 130 if values.get("interrupted") else 0)
+
+
+# -- pretrain -----------------------------------------------------------------------------------
+
+
+def _pretrain_arguments(parser: Parser) -> None:
+    add_flags(parser, PretrainConfig, title="pretraining")
+    add_flags(parser, Relabelling, title="goal relabelling (shares, normalised to 1)",
+              prefix="relabel-")
+    parser.add_argument("--resume", metavar="RUN", default="",
+                        help="go on exactly where this run stopped; only --steps may be given")
+    _add_overwrite(parser)
+
+
+def _relabelling(args: argparse.Namespace) -> Relabelling | None:
+    given = read_flags(args, Relabelling, prefix="relabel-")
+    return Relabelling(**{"original": 0.0, **given}) if given else None
+
+
+def _pretrain_run(args: argparse.Namespace) -> Outcome:
+    given = read_flags(args, PretrainConfig)
+    if args.resume:
+        _only(given, ("steps",))
+        values = resume_pretrain(args.resume, steps=given.get("steps"), quiet=args.quiet)
+    else:
+        values = pretrain(
+            PretrainConfig(**given),
+            agent_overrides=_agent_overrides(args, given.get("agent", PretrainConfig.agent)),
+            relabelling=_relabelling(args),
+            overwrite=args.overwrite,
+            quiet=args.quiet,
+        )
+    return _trained(values, f"{values['steps']} updates, "
+                    f"{values['updates_per_second']:.0f} per second")
+
+
+def _trained(values: dict[str, Any], what: str) -> Outcome:
+    from robot_rl.report.runs import report_run
+
+    text = f"{what}; checkpoint {values['checkpoint']}"
+    if values.get("success_rate") is not None:
+        text += f"; success {values['success_rate']:.2f}"
+    if values["interrupted"]:
+        text += f"\nstopped; go on with --resume {values['run']}"
+    else:
+        try:
+            values["report"] = str(report_run(Path(values["run"]), videos=0))
+            text += f"\nreport {values['report']}"
+        except ImportError as error:
+            text += f"\nno report: {error}"
+    return Outcome(values, text, 130 if values["interrupted"] else 0)
+
+
+def _only(given: dict[str, Any], allowed: tuple[str, ...]) -> None:
+    extra = sorted(set(given) - set(allowed))
+    if extra:
+        raise InvalidInputError(
+            f"a resumed run keeps its options; {', '.join(extra)} cannot be given with --resume"
+        )
+
+
+# -- train --------------------------------------------------------------------------------------
+
+
+def _train_arguments(parser: Parser) -> None:
+    add_flags(parser, TrainConfig, title="practice")
+    add_flags(parser, EnvChoice, title="environment")
+    add_flags(parser, Relabelling, title="goal relabelling (shares, normalised to 1)",
+              prefix="relabel-")
+    parser.add_argument("--resume", metavar="RUN", default="",
+                        help="go on exactly where this run stopped; only --env-steps may be given")
+    _add_overwrite(parser)
+
+
+def _train_run(args: argparse.Namespace) -> Outcome:
+    given = read_flags(args, TrainConfig)
+    if args.resume:
+        _only(given, ("env_steps",))
+        values = resume_train(args.resume, env_steps=given.get("env_steps"), quiet=args.quiet)
+    else:
+        values = train(
+            TrainConfig(**given),
+            _env(args),
+            agent_overrides=_agent_overrides(args, given.get("agent", "")),
+            relabelling=_relabelling(args),
+            overwrite=args.overwrite,
+            quiet=args.quiet,
+        )
+    return _trained(values, f"{values['env_steps']} steps, {values['episodes']} episodes")
+
+
+# -- eval ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Options of evaluation."""
+
+    checkpoint: str = field(default="", metadata={"help": "run folder or checkpoint to evaluate"})
+    policy: str = field(default="", metadata={"help": "or a policy: scripted or random"})
+    quality: float = field(default=1.0, metadata={"help": "quality of the scripted policy, 0 to 1"})
+    episodes: int = field(default=20, metadata={"help": "episodes, each with a held-out goal"})
+    seed: int = field(default=0, metadata={"help": "seed of goals and starts"})
+    sample: bool = field(default=False, metadata={"help": "draw actions instead of taking the "
+                                                  "policy's mean"})
+    videos: int = field(default=0, metadata={"help": "episodes to film into --out"})
+    out: str = field(default="", metadata={"help": "folder for videos"})
+
+    def __post_init__(self) -> None:
+        for name, least in (("episodes", 1), ("seed", 0), ("videos", 0)):
+            if getattr(self, name) < least:
+                raise InvalidInputError(
+                    f"{name} is {getattr(self, name)}, should be at least {least}"
+                )
+
+
+def _eval_arguments(parser: Parser) -> None:
+    add_flags(parser, EvalConfig, title="evaluation")
+    add_flags(parser, EnvChoice, title="environment")
+
+
+def _eval_run(args: argparse.Namespace) -> Outcome:
+    from robot_rl.training.collect import make_policy
+
+    config = EvalConfig(**read_flags(args, EvalConfig))
+    if bool(config.checkpoint) == bool(config.policy):
+        raise InvalidInputError("give either --checkpoint or --policy")
+    if config.videos and not config.out:
+        raise InvalidInputError("--videos needs a folder: give --out")
+    choice = _env(args)
+    if config.checkpoint:
+        from robot_rl.training.checkpoint import read_info
+
+        info = read_info(config.checkpoint)
+        task = choice.task or info.task
+        if not task:
+            raise InvalidInputError("the checkpoint does not say its task: give --task")
+        if info.task and canonical_task(task) != info.task:
+            raise InvalidInputError(
+                f"the agent was trained for the task {info.task}, not {canonical_task(task)}"
+            )
+        choice = dataclasses.replace(choice, task=task)
+    if not choice.task:
+        raise InvalidInputError(f"which task? give --task; valid: {', '.join(list_tasks())}")
+    choice = dataclasses.replace(choice, task=canonical_task(choice.task))
+    env = choice.make()
+    try:
+        policy = make_policy(config.policy or "checkpoint", env, quality=config.quality,
+                             seed=config.seed, checkpoint=config.checkpoint, sample=config.sample)
+        result = evaluate(env, policy, config.episodes, config.seed)
+    finally:
+        env.close()
+    values = result.as_dict()
+    if config.videos:
+        from robot_rl.report.video import record_videos
+
+        film = choice.make(render_mode="rgb_array")
+        try:
+            policy = make_policy(config.policy or "checkpoint", film, quality=config.quality,
+                                 seed=config.seed, checkpoint=config.checkpoint,
+                                 sample=config.sample)
+            paths = record_videos(film, policy, Path(config.out), config.videos, config.seed,
+                                  name="eval")
+        finally:
+            film.close()
+        values["videos"] = [str(path) for path in paths]
+    text = (f"success {result.success_rate:.3f} over {result.episodes} episodes, mean return "
+            f"{result.mean_return:.2f}, safety violations {result.safety_violations}")
+    return Outcome(values, text)
+
+
+# -- report -------------------------------------------------------------------------------------
+
+
+def _report_arguments(parser: Parser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("--compare", metavar="RUN", nargs="+", default=[],
+                        help="further runs to draw in the same curves")
+    parser.add_argument("--videos", metavar="N", type=int, default=2,
+                        help="evaluation episodes to film (default: 2)")
+
+
+def _report_run(args: argparse.Namespace) -> Outcome:
+    from robot_rl.report.runs import report_run
+
+    path = report_run(Path(args.run), videos=args.videos,
+                      others=[Path(other) for other in args.compare])
+    return Outcome({"report": str(path)}, f"report {path}")
+
+
+# -- demo ---------------------------------------------------------------------------------------
+
+
+def _demo_arguments(parser: Parser) -> None:
+    from robot_rl.training.demo import DemoConfig
+
+    add_flags(parser, DemoConfig, title="demonstration")
+    _add_overwrite(parser)
+
+
+def _demo_run(args: argparse.Namespace) -> Outcome:
+    from robot_rl.training.demo import DemoConfig, run_demo
+
+    values, text = run_demo(DemoConfig(**read_flags(args, DemoConfig)), overwrite=args.overwrite,
+                            quiet=args.quiet)
+    return Outcome(values, text)
+
+
+# -- agents' own options ------------------------------------------------------------------------
+
+
+def add_agent_flags(parser: Parser, argv: list[str]) -> None:
+    """Give ``pretrain`` and ``train`` the options of the agent that ``argv`` names."""
+    name = PretrainConfig.agent
+    for i, word in enumerate(argv):
+        if word == "--agent" and i + 1 < len(argv):
+            name = argv[i + 1]
+        elif word.startswith("--agent="):
+            name = word.partition("=")[2]
+    if name not in AGENTS:
+        return
+    for action in parser._subparsers._group_actions if parser._subparsers else []:  # noqa: SLF001
+        for command in ("pretrain", "train"):
+            sub = action.choices[command]  # type: ignore[index]
+            add_flags(sub, config_class(name), title=f"options of the agent {name}")
+
+
+def _agent_overrides(args: argparse.Namespace, agent: str) -> dict[str, Any]:
+    return read_flags(args, config_class(agent)) if agent in AGENTS else {}
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command("list", "tasks, arms, engines and agents",
+            "List what there is to choose from.", _list_arguments, _list_run),
+    Command("doctor", "what works on this machine and how to get what is missing",
+            "Check Python, engines, rendering, video, ROS and cameras.", _list_arguments,
+            _doctor_run),
+    Command("collect", "record episodes with a scripted policy, at random, or with a checkpoint",
+            "Record episodes into a folder, each kept as soon as it ends.",
+            _collect_arguments, _collect_run,
+            "example:\n  robot-rl collect --task Push --robot sawyer --policy scripted "
+            "--quality 0.5 --episodes 200 --out data/push"),
+    Command("pretrain", "learn from recorded episodes",
+            "Learn from recorded episodes; leaves a run folder that train can go on from.",
+            _pretrain_arguments, _pretrain_run,
+            "examples:\n  robot-rl pretrain --agent iql --data data/push --out runs/push-iql\n"
+            "  robot-rl pretrain --agent awac --data demos.npz --task AdroitHandDoor-v1 "
+            "--out runs/door\n"
+            "--agent NAME --help shows that agent's own options."),
+    Command("train", "learn by practice, from scratch or on from a pretrained run",
+            "Practise and learn in turn; leaves a run folder.",
+            _train_arguments, _train_run,
+            "examples:\n  robot-rl train --from runs/push-iql --env-steps 10000 "
+            "--out runs/push-practice\n"
+            "  robot-rl train --agent awac --task Reach --env-steps 5000 --out runs/reach"),
+    Command("eval", "run a policy on held-out goals",
+            "Run a policy for episodes and say how often it succeeds.",
+            _eval_arguments, _eval_run,
+            "example:\n  robot-rl eval --checkpoint runs/push-practice --backend pybullet "
+            "--episodes 100"),
+    Command("report", "write a run's report.html with plots and videos",
+            "Draw a run's curves, film its policy, and write one self-contained page.",
+            _report_arguments, _report_run),
+    Command("demo", "the whole story: record, pretrain, practise, compare",
+            "Teach a simulated arm to push a puck, from mediocre recorded data and then by "
+            "practice, and report every stage over held-out goals.",
+            _demo_arguments, _demo_run),
+)

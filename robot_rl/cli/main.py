@@ -1,0 +1,112 @@
+"""``robot-rl``: everything a user does, one subcommand each."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from robot_rl.cli import commands
+from robot_rl.cli.flags import Parser
+from robot_rl.errors import InvalidInputError, RobotRLError
+
+_EPILOG = """\
+a first session:
+  robot-rl doctor                                  what works on this machine
+  robot-rl demo                                    the whole story in ten minutes, with a report
+  robot-rl collect --task Push --quality 0.5 --episodes 200 --out data/push
+  robot-rl pretrain --agent iql --data data/push --steps 20000 --out runs/push-iql
+  robot-rl train --from runs/push-iql --env-steps 10000 --out runs/push-practice
+  robot-rl eval --checkpoint runs/push-practice --backend pybullet --episodes 100
+  robot-rl report runs/push-practice
+
+Every command takes --help and --json. Errors are one line on standard error; the exit code is 0,
+2 for bad input, 1 for a failure, 130 when stopped by the user.
+"""
+
+
+def build_parser() -> Parser:
+    """The whole command line."""
+    parser = Parser(
+        prog="robot-rl",
+        description="Teach a robot arm a skill: from recorded episodes, then by practice.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    for command in commands.COMMANDS:
+        sub = subparsers.add_parser(
+            command.name, help=command.summary, description=command.description,
+            epilog=command.epilog,
+        )
+        sub.add_argument(
+            "--json", action="store_true",
+            help="print one JSON object as the last line of standard output",
+        )
+        sub.add_argument("--quiet", action="store_true", help="no progress bars")
+        command.add_arguments(sub)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        parser = build_parser()
+        commands.add_agent_flags(parser, argv)
+        args = parser.parse_args(argv)
+        if args.version:
+            from robot_rl import __version__
+
+            print(f"robot_rl {__version__}")
+            return 0
+        if args.command is None:
+            parser.print_help()
+            return 2
+        run = _find(args.command)
+        outcome = run(args)
+        if args.json:
+            print(json.dumps(outcome.values, allow_nan=False), flush=True)
+        elif outcome.text:
+            print(outcome.text, flush=True)
+        return outcome.code
+    except InvalidInputError as error:
+        print(f"robot-rl: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except ImportError as error:
+        if isinstance(error, RobotRLError):
+            print(f"robot-rl: {_one_line(error)}", file=sys.stderr)
+            return 2
+        raise
+    except RobotRLError as error:
+        print(f"robot-rl: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except PermissionError as error:
+        print(f"robot-rl: no permission: {error.filename or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("robot-rl: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _find(name: str) -> Callable[[argparse.Namespace], Any]:
+    for command in commands.COMMANDS:
+        if command.name == name:
+            return command.run
+    raise InvalidInputError(f"unknown command {name!r}")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Offline pretraining, practice, evaluation, and the run folders they leave."""

@@ -1,0 +1,184 @@
+"""Agents on disk: weights as safetensors, configuration as JSON. Nothing is unpickled.
+
+A checkpoint is a folder with ``agent.safetensors``, ``agent.json`` and, for a run that can go on,
+``trainer.json``. It is written beside its place and renamed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from robot_rl.agents import AGENTS, make_agent
+from robot_rl.agents.base import Agent
+from robot_rl.data.files import read_json, sync_folder
+from robot_rl.errors import InvalidInputError, RobotRLError, unknown_name
+
+FORMAT = 1
+WEIGHTS, CONFIG, TRAINER = "agent.safetensors", "agent.json", "trainer.json"
+_PREFIX = "step_"
+
+
+@dataclass
+class AgentInfo:
+    """What is needed to build the agent again, and what it was trained for."""
+
+    agent: str
+    observation_dim: int
+    goal_dim: int
+    action_dim: int
+    config: dict[str, Any]
+    task: str = ""
+    env: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    format: int = FORMAT
+
+
+def describe(agent: Agent, *, task: str, env: dict[str, Any], seed: int) -> AgentInfo:
+    """The description that :func:`save_checkpoint` stores beside the weights."""
+    return AgentInfo(
+        agent=agent.name,
+        observation_dim=agent.observation_dim,
+        goal_dim=agent.goal_dim,
+        action_dim=agent.action_dim,
+        config=dataclasses.asdict(agent.config),
+        task=task,
+        env=env,
+        seed=seed,
+    )
+
+
+def save_checkpoint(
+    folder: Path, step: int, agent: Agent, info: AgentInfo, trainer: dict[str, Any] | None = None,
+    *, keep: int = 2,
+) -> Path:
+    """Write ``folder/step_<step>`` whole or not at all; keep the ``keep`` newest.
+
+    Raises:
+        RobotRLError: the disk refuses; what was there is untouched.
+    """
+    target = folder / f"{_PREFIX}{step:010d}"
+    beside = folder / f".{target.name}.{os.getpid()}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        save_file(agent.state_dict(), beside / WEIGHTS)
+        (beside / CONFIG).write_text(json.dumps(asdict(info), indent=2) + "\n")
+        if trainer is not None:
+            (beside / TRAINER).write_text(json.dumps(trainer) + "\n")
+        for file in beside.iterdir():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+        sync_folder(beside)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(beside, target)
+        sync_folder(folder)
+        for old in list_checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise RobotRLError(f"cannot write the checkpoint {target}: {error}") from None
+    return target
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints of a folder, oldest first."""
+    return sorted(p for p in folder.glob(f"{_PREFIX}*") if p.is_dir())
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint folder meant by a run folder, a checkpoint folder or its weights file.
+
+    Raises:
+        InvalidInputError: there is none.
+    """
+    path = Path(path)
+    if path.is_file() and path.name == WEIGHTS:
+        path = path.parent
+    if (path / WEIGHTS).is_file():
+        return path
+    for folder in (path / "checkpoints", path):
+        found = list_checkpoints(folder) if folder.is_dir() else []
+        if found:
+            return found[-1]
+    what = "does not exist" if not path.exists() else f"holds no {WEIGHTS}"
+    raise InvalidInputError(
+        f"checkpoint: {path} {what}; give a run folder, a checkpoint folder or its {WEIGHTS}"
+    )
+
+
+def read_info(path: str | Path) -> AgentInfo:
+    """The description of a checkpoint.
+
+    Raises:
+        InvalidInputError: it is missing, damaged, or of an agent this version does not know.
+    """
+    folder = find_checkpoint(path)
+    raw = read_json(folder / CONFIG, "checkpoint")
+    try:
+        info = AgentInfo(**raw)
+    except TypeError as error:
+        raise InvalidInputError(
+            f"checkpoint: {folder / CONFIG} does not describe an agent ({error})"
+        ) from None
+    if info.format != FORMAT:
+        raise InvalidInputError(
+            f"checkpoint: {folder} has format {info.format}, this version reads {FORMAT}"
+        )
+    if info.agent not in AGENTS:
+        raise unknown_name("agent", info.agent, AGENTS)
+    return info
+
+
+def load_agent(path: str | Path, *, device: str = "cpu") -> tuple[Agent, AgentInfo]:
+    """Build the agent of a checkpoint and restore it, bit for bit.
+
+    Raises:
+        InvalidInputError: the checkpoint is missing, damaged or of something else.
+    """
+    folder = find_checkpoint(path)
+    info = read_info(folder)
+    try:
+        state = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InvalidInputError(f"checkpoint: {folder / WEIGHTS} is damaged: {error}") from None
+    try:
+        agent = make_agent(
+            info.agent,
+            observation_dim=info.observation_dim,
+            goal_dim=info.goal_dim,
+            action_dim=info.action_dim,
+            config=info.config,
+            seed=info.seed,
+            device=device,
+        )
+        agent.load_state_dict(state)
+    except (InvalidInputError, TypeError, RuntimeError) as error:
+        raise InvalidInputError(f"checkpoint: {folder} does not fit: {error}") from None
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InvalidInputError(f"checkpoint: {folder}: {name} holds values that are not finite")
+    return agent, info
+
+
+def read_trainer(path: str | Path) -> dict[str, Any]:
+    """Where training stood at a checkpoint.
+
+    Raises:
+        InvalidInputError: the checkpoint was not left by a run that can go on.
+    """
+    value = read_json(find_checkpoint(path) / TRAINER, "checkpoint")
+    if not isinstance(value, dict):
+        raise InvalidInputError(f"checkpoint: {path}: {TRAINER} is not an object")
+    return value

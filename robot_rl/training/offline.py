@@ -1,0 +1,258 @@
+"""Pretraining from recorded episodes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+from robot_rl.agents import AGENTS
+from robot_rl.agents.base import Agent, Batch
+from robot_rl.data import Relabelling, load_dataset
+from robot_rl.data.replay import Sampler
+from robot_rl.errors import InvalidInputError, unknown_name
+from robot_rl.training.checkpoint import (
+    AgentInfo,
+    describe,
+    find_checkpoint,
+    load_agent,
+    read_trainer,
+    save_checkpoint,
+)
+from robot_rl.training.evaluate import AgentPolicy, evaluate
+from robot_rl.training.runs import (
+    RateMeter,
+    RunFolder,
+    StopFlag,
+    progress,
+    read_config,
+)
+from robot_rl.training.setup import (
+    EnvChoice,
+    canonical_task,
+    default_relabelling,
+    make_replay,
+    new_agent,
+    prepare_episodes,
+)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Options of pretraining."""
+
+    agent: str = field(default="iql", metadata={"help": "agent, see `robot-rl list`"})
+    data: str = field(default="", metadata={"help": "recorded episodes: a folder that collect "
+                                            "made, or a plain npz of demonstrations"})
+    steps: int = field(default=20_000, metadata={"help": "updates to make in all"})
+    seed: int = field(default=0, metadata={"help": "seed of everything random"})
+    out: str = field(default="", metadata={"help": "folder of the run, new or empty"})
+    task: str = field(default="", metadata={"help": "task that the data is of, where the data "
+                                            "does not say (a plain npz), e.g. AdroitHandDoor-v1"})
+    eval_every: int = field(default=0, metadata={"help": "evaluate after this many updates; "
+                                                 "0: only at the end"})
+    eval_episodes: int = field(default=0, metadata={"help": "episodes of each evaluation; "
+                                                    "0: do not evaluate"})
+    checkpoint_every: int = field(default=5_000, metadata={"help": "updates between checkpoints"})
+    log_every: int = field(default=500, metadata={"help": "updates between lines of metrics"})
+    threads: int = field(default=1, metadata={"help": "torch threads"})
+    device: str = field(default="cpu", metadata={"help": "torch device, cpu or cuda"})
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("seed", 0), ("eval_every", 0), ("eval_episodes", 0),
+                            ("checkpoint_every", 1), ("log_every", 1), ("threads", 1)):
+            if getattr(self, name) < least:
+                raise InvalidInputError(
+                    f"{name} is {getattr(self, name)}, should be at least {least}"
+                )
+        if self.agent not in AGENTS:
+            raise unknown_name("agent", self.agent, AGENTS)
+
+
+def update_block(
+    agent: Agent, sampler: Sampler, rng: np.random.Generator, count: int
+) -> dict[str, float]:
+    """``count`` updates; the last one's metrics."""
+    metrics: dict[str, Any] = {}
+    size = agent.config.batch_size
+    for _ in range(count):
+        metrics = agent.update(Batch.from_numpy(sampler.sample(size, rng), agent.device))
+    return {key: float(value) for key, value in metrics.items()}
+
+
+def set_threads(threads: int, device: str) -> None:
+    """Set torch's thread count on purpose, and check that the device is there."""
+    torch.set_num_threads(threads)
+    kind = device.split(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise unknown_name("device", device, ("cpu", "cuda"))
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InvalidInputError("device cuda is not available here; valid: cpu")
+
+
+def pretrain(
+    config: PretrainConfig,
+    *,
+    env: EnvChoice | None = None,
+    agent_overrides: dict[str, Any] | None = None,
+    relabelling: Relabelling | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Train an agent on recorded episodes and leave a run folder.
+
+    Returns:
+        ``steps``, ``checkpoint``, ``updates_per_second``, ``run``, ``interrupted`` and, when
+        evaluated, ``success_rate``.
+
+    Raises:
+        InvalidInputError: the data or an option cannot be used; nothing was written.
+    """
+    set_threads(config.threads, config.device)
+    if not config.data:
+        raise InvalidInputError("pretraining needs recorded episodes: give --data")
+    if not config.out:
+        raise InvalidInputError("pretraining needs a folder for the run: give --out")
+    info, episodes = load_dataset(config.data)
+    task = config.task or info.task
+    if task:
+        task = canonical_task(task)
+    if info.task and task != info.task:
+        raise InvalidInputError(f"the data is of the task {info.task}, not {task}")
+    episodes = prepare_episodes(task, episodes)
+    if len(info.observation_shape) != 1:
+        raise InvalidInputError(
+            f"agents learn from state observations; {config.data} has observations of shape "
+            f"{info.observation_shape}"
+        )
+    env = env or EnvChoice(task=task, **_known_env(info.env))
+    agent = new_agent(
+        config.agent,
+        sizes=(info.observation_shape[0], info.goal_dim, info.action_dim),
+        overrides=agent_overrides or {},
+        seed=config.seed,
+        device=config.device,
+        fit=episodes,
+    )
+    relabelling = relabelling or default_relabelling(config.agent, info.goal_dim)
+    make_replay(agent, task, relabelling, episodes[:1])
+    if config.eval_episodes and not task:
+        raise InvalidInputError("evaluation needs the data's task: give --task")
+    run = RunFolder.create(
+        config.out,
+        {
+            "kind": "pretrain",
+            "pretrain": {**asdict(config), "data": str(Path(config.data).resolve()),
+                         "task": task},
+            "agent": asdict(agent.config),
+            "relabelling": asdict(relabelling),
+            "env": env.as_dict(),
+        },
+        overwrite=overwrite,
+    )
+    replay = make_replay(agent, task, relabelling, episodes)
+    description = describe(agent, task=task, env=env.as_dict(), seed=config.seed)
+    rng = np.random.default_rng([config.seed, 1])
+    return _loop(config, run, agent, description, replay, rng, env, 0, quiet)
+
+
+def resume_pretrain(
+    run_path: str | Path, *, steps: int | None = None, quiet: bool = False
+) -> dict[str, Any]:
+    """Go on exactly where the newest checkpoint of a pretraining run stood.
+
+    ``steps`` replaces the run's total.
+
+    Raises:
+        InvalidInputError: it is not such a run, or its data is gone.
+    """
+    raw = read_config(run_path)
+    if raw.get("kind") != "pretrain":
+        raise InvalidInputError(f"{run_path} is not a pretraining run")
+    try:
+        config = PretrainConfig(**{**raw["pretrain"], **({"steps": steps} if steps else {})})
+        env = EnvChoice(**raw["env"])
+        relabelling = Relabelling(**raw["relabelling"])
+    except (KeyError, TypeError) as error:
+        raise InvalidInputError(f"{run_path}: config.json is damaged ({error})") from None
+    set_threads(config.threads, config.device)
+    checkpoint = find_checkpoint(run_path)
+    agent, description = load_agent(checkpoint, device=config.device)
+    trainer = read_trainer(checkpoint)
+    _, episodes = load_dataset(config.data)
+    replay = make_replay(agent, config.task, relabelling, prepare_episodes(config.task, episodes))
+    rng = np.random.default_rng()
+    rng.bit_generator.state = trainer["rng"]
+    run = RunFolder.reopen(run_path, trainer["metrics_bytes"])
+    return _loop(config, run, agent, description, replay, rng, env, trainer["step"], quiet)
+
+
+def _loop(
+    config: PretrainConfig,
+    run: RunFolder,
+    agent: Agent,
+    description: AgentInfo,
+    replay: Sampler,
+    rng: np.random.Generator,
+    env_choice: EnvChoice,
+    step: int,
+    quiet: bool,
+) -> dict[str, Any]:
+    env: gymnasium.Env[Any, Any] | None = env_choice.make() if config.eval_episodes else None
+    result: dict[str, Any] = {}
+    checkpoint = None
+    meter, first = RateMeter(), step
+
+    def save() -> Path:
+        trainer = {"step": step, "rng": rng.bit_generator.state,
+                   "metrics_bytes": run.metrics_bytes}
+        return save_checkpoint(run.checkpoints, step, agent, description, trainer)
+
+    with StopFlag().watching() as flag, progress(
+        config.steps, f"pretrain {config.agent}", "update", start=step, quiet=quiet
+    ) as bar:
+        while step < config.steps and not flag.stop:
+            ends = [_next(step, every) for every in
+                    (config.log_every, config.checkpoint_every, config.eval_every) if every]
+            count = min(min(ends), config.steps, step + 200) - step
+            metrics = update_block(agent, replay, rng, count)
+            step += count
+            bar.update(count)
+            if step % config.log_every == 0 or step == config.steps:
+                run.log(step, {**metrics, "updates_per_second": meter.rate(step - first)})
+            due = config.eval_every and step % config.eval_every == 0
+            if env is not None and (due or step == config.steps):
+                with meter.pause():
+                    scores = evaluate(env, AgentPolicy(agent), config.eval_episodes, config.seed)
+                result["success_rate"] = scores.success_rate
+                run.log(step, {f"eval/{k}": v for k, v in scores.as_dict().items()
+                               if v is not None})
+                bar.set_postfix(success=f"{scores.success_rate:.2f}")
+            if step % config.checkpoint_every == 0 and step < config.steps:
+                with meter.pause():
+                    checkpoint = save()
+        checkpoint = save()
+    if env is not None:
+        env.close()
+    run.close()
+    return {
+        "steps": step,
+        "checkpoint": str(checkpoint),
+        "updates_per_second": meter.rate(step - first),
+        "run": str(run.path),
+        "interrupted": flag.stop,
+        **result,
+    }
+
+
+def _next(step: int, every: int) -> int:
+    return (step // every + 1) * every
+
+
+def _known_env(env: dict[str, Any]) -> dict[str, Any]:
+    known = {"robot", "backend", "control_hz", "randomize"}
+    return {key: value for key, value in env.items() if key in known}

@@ -1,0 +1,398 @@
+"""Practice: acting and learning in turn, from scratch or on from a pretrained agent.
+
+Fine-tuning has no dip by construction: the agent goes on with its own weights, critics, optimiser
+and normalisation; batches keep a share of the recorded data; and the first episodes only fill
+the practice buffer, without updates (seed 001, chapters 7, 8 and 10).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from robot_rl.agents import AGENTS
+from robot_rl.agents.base import Agent
+from robot_rl.data import (
+    DatasetInfo,
+    DatasetWriter,
+    Episode,
+    MixedReplay,
+    Relabelling,
+    Replay,
+    load_dataset,
+)
+from robot_rl.errors import InvalidInputError, unknown_name
+from robot_rl.training.checkpoint import (
+    AgentInfo,
+    describe,
+    find_checkpoint,
+    load_agent,
+    read_trainer,
+    save_checkpoint,
+)
+from robot_rl.training.evaluate import (
+    AgentPolicy,
+    EvalResult,
+    Policy,
+    RandomPolicy,
+    evaluate,
+    run_episode,
+)
+from robot_rl.training.offline import set_threads, update_block
+from robot_rl.training.runs import RateMeter, RunFolder, StopFlag, progress, read_config
+from robot_rl.training.setup import (
+    EnvChoice,
+    canonical_task,
+    default_relabelling,
+    make_replay,
+    new_agent,
+    prepare_episodes,
+)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Options of practice."""
+
+    agent: str = field(default="", metadata={"help": "agent to train from scratch (without "
+                                             "--from), see `robot-rl list`"})
+    from_run: str = field(default="", metadata={"help": "pretrained run or checkpoint to go on "
+                                                "from", "flag": "--from"})
+    data: str = field(default="", metadata={"help": "recorded episodes to mix in; by default "
+                                            "those the pretrained run used"})
+    env_steps: int = field(default=10_000, metadata={"help": "steps to practise in all"})
+    seed: int = field(default=0, metadata={"help": "seed of everything random"})
+    out: str = field(default="", metadata={"help": "folder of the run, new or empty"})
+    online_fraction: float = field(default=0.5, metadata={"help": "share of practice in each "
+                                                          "batch, the rest is recorded"})
+    warmup_steps: int = field(default=1_000, metadata={"help": "steps of practice before the "
+                                                       "first update"})
+    updates_per_step: float = field(default=1.0, metadata={"help": "updates per step of "
+                                                           "practice"})
+    exploration: str = field(default="sample", metadata={"help": "sample: draw actions from the "
+                                                         "policy; mean: take its mean"})
+    eval_every: int = field(default=0, metadata={"help": "evaluate after this many steps; "
+                                                 "0: only at the end"})
+    eval_episodes: int = field(default=20, metadata={"help": "episodes of each evaluation"})
+    checkpoint_every: int = field(default=2_500, metadata={"help": "steps between checkpoints"})
+    threads: int = field(default=1, metadata={"help": "torch threads"})
+    device: str = field(default="cpu", metadata={"help": "torch device, cpu or cuda"})
+
+    def __post_init__(self) -> None:
+        for name, least in (("env_steps", 1), ("seed", 0), ("warmup_steps", 0),
+                            ("updates_per_step", 0), ("eval_every", 0), ("eval_episodes", 1),
+                            ("checkpoint_every", 1), ("threads", 1)):
+            if not getattr(self, name) >= least:
+                raise InvalidInputError(
+                    f"{name} is {getattr(self, name)}, should be at least {least}"
+                )
+        if not 0.0 <= self.online_fraction <= 1.0:
+            raise InvalidInputError(
+                f"online_fraction is {self.online_fraction}, should be in [0, 1]"
+            )
+        if self.exploration not in ("sample", "mean"):
+            raise unknown_name("exploration", self.exploration, ("sample", "mean"))
+        if self.agent and self.agent not in AGENTS:
+            raise unknown_name("agent", self.agent, AGENTS)
+
+
+@dataclass
+class _Practice:
+    """Where practice stands."""
+
+    config: TrainConfig
+    run: RunFolder
+    agent: Agent
+    description: AgentInfo
+    env: gymnasium.Env[Any, Any]
+    online: Replay
+    sampler: MixedReplay
+    rng: np.random.Generator
+    writer: DatasetWriter
+    step: int = 0
+    episodes: int = 0
+    updates_owed: float = 0.0
+
+
+def train(
+    config: TrainConfig,
+    env: EnvChoice,
+    *,
+    agent_overrides: dict[str, Any] | None = None,
+    relabelling: Relabelling | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Practise and leave a run folder.
+
+    Returns:
+        ``env_steps``, ``checkpoint``, ``success_rate`` (of the final evaluation on held-out
+        goals), ``episodes``, ``run``, ``interrupted``.
+
+    Raises:
+        InvalidInputError: an option cannot be used; nothing was written.
+    """
+    set_threads(config.threads, config.device)
+    if bool(config.agent) == bool(config.from_run):
+        raise InvalidInputError("give either --from (a pretrained run) or --agent, not both"
+                                if config.agent else
+                                "training needs --from (a pretrained run) or --agent")
+    if not config.out:
+        raise InvalidInputError("training needs a folder for the run: give --out")
+    if config.from_run:
+        if agent_overrides:
+            raise InvalidInputError(
+                f"a pretrained agent keeps its options; {', '.join(sorted(agent_overrides))} "
+                "cannot be changed"
+            )
+        agent, source = load_agent(config.from_run, device=config.device)
+        env = _inherit_env(env, source)
+        data = config.data or _data_of(config.from_run)
+    else:
+        if not env.task:
+            raise InvalidInputError("training from scratch needs a task: give --task")
+        env = EnvChoice(**{**env.as_dict(), "task": canonical_task(env.task)})
+        source, agent, data = None, None, config.data
+    recorded = _load_recorded(data, env.task)
+    world = env.make()
+    try:
+        sizes = _sizes(world)
+        if agent is None:
+            agent = new_agent(config.agent, sizes=sizes, overrides=agent_overrides or {},
+                              seed=config.seed, device=config.device, fit=recorded)
+        found = (agent.observation_dim, agent.goal_dim, agent.action_dim)
+        if found != sizes:
+            raise InvalidInputError(
+                f"the agent has observation, goal and action sizes {found}; the task {env.task} "
+                f"has {sizes}"
+            )
+        relabelling = relabelling or default_relabelling(agent.name, agent.goal_dim)
+        offline = make_replay(agent, env.task, relabelling, recorded)
+        run = RunFolder.create(
+            config.out,
+            {
+                "kind": "train",
+                "train": {**asdict(config), "data": str(Path(data).resolve()) if data else "",
+                          "from_run": str(Path(config.from_run).resolve())
+                          if config.from_run else ""},
+                "agent_name": agent.name,
+                "agent": asdict(agent.config),
+                "relabelling": asdict(relabelling),
+                "env": env.as_dict(),
+            },
+            overwrite=overwrite,
+        )
+        online = make_replay(agent, env.task, relabelling, [])
+        practice = _Practice(
+            config=config,
+            run=run,
+            agent=agent,
+            description=describe(agent, task=env.task, env=env.as_dict(), seed=config.seed),
+            env=world,
+            online=online,
+            sampler=MixedReplay(offline, online, config.online_fraction),
+            rng=np.random.default_rng([config.seed, 2]),
+            writer=DatasetWriter(
+                run.path / "practice",
+                DatasetInfo(task=env.task, observation_shape=(sizes[0],), goal_dim=sizes[1],
+                            action_dim=sizes[2], env=env.as_dict()),
+            ),
+        )
+        return _loop(practice, quiet)
+    finally:
+        world.close()
+
+
+def resume_train(
+    run_path: str | Path, *, env_steps: int | None = None, quiet: bool = False
+) -> dict[str, Any]:
+    """Go on exactly where the newest checkpoint of a training run stood.
+
+    Raises:
+        InvalidInputError: it is not such a run, or what it needs is gone.
+    """
+    raw = read_config(run_path)
+    if raw.get("kind") != "train":
+        raise InvalidInputError(f"{run_path} is not a training run")
+    try:
+        config = TrainConfig(**{**raw["train"], **({"env_steps": env_steps} if env_steps else {})})
+        env = EnvChoice(**raw["env"])
+        relabelling = Relabelling(**raw["relabelling"])
+    except (KeyError, TypeError) as error:
+        raise InvalidInputError(f"{run_path}: config.json is damaged ({error})") from None
+    set_threads(config.threads, config.device)
+    checkpoint = find_checkpoint(run_path)
+    agent, description = load_agent(checkpoint, device=config.device)
+    trainer = read_trainer(checkpoint)
+    offline = make_replay(agent, env.task, relabelling, _load_recorded(config.data, env.task))
+    writer, episodes = DatasetWriter.reopen(Path(run_path) / "practice", trainer["episodes"])
+    online = make_replay(agent, env.task, relabelling, episodes)
+    world = env.make()
+    try:
+        # The environment's generator is made at the first reset; its state is then put back.
+        world.reset(seed=config.seed)
+        world.unwrapped.np_random.bit_generator.state = trainer["env_rng"]
+        rng = np.random.default_rng()
+        rng.bit_generator.state = trainer["rng"]
+        practice = _Practice(
+            config=config,
+            run=RunFolder.reopen(run_path, trainer["metrics_bytes"]),
+            agent=agent,
+            description=description,
+            env=world,
+            online=online,
+            sampler=MixedReplay(offline, online, config.online_fraction),
+            rng=rng,
+            writer=writer,
+            step=trainer["step"],
+            episodes=trainer["episodes"],
+            updates_owed=trainer["updates_owed"],
+        )
+        return _loop(practice, quiet)
+    finally:
+        world.close()
+
+
+def _loop(practice: _Practice, quiet: bool) -> dict[str, Any]:
+    config, run, agent = practice.config, practice.run, practice.agent
+    judge = EnvChoice(**practice.description.env).make()
+    scores: EvalResult | None = None
+    meter, first = RateMeter(), practice.step
+    if practice.step == 0:
+        # Seeded once; every later episode follows from the environment's generator.
+        practice.env.reset(seed=config.seed)
+    try:
+        with StopFlag().watching() as flag, progress(
+            config.env_steps, f"train {agent.name}", "step", start=practice.step, quiet=quiet
+        ) as bar:
+            while practice.step < config.env_steps and not flag.stop:
+                episode = _episode(practice)
+                metrics = _learn(practice, len(episode))
+                bar.update(len(episode))
+                run.log(practice.step, {
+                    **metrics,
+                    "practice/return": float(episode.reward.sum()),
+                    "practice/success": float(episode.success[-1]),
+                    "steps_per_second": meter.rate(practice.step - first),
+                })
+                done = practice.step >= config.env_steps
+                if _crossed(practice.step, len(episode), config.eval_every) and not done:
+                    with meter.pause():
+                        scores = _judge(practice, judge, bar)
+                if _crossed(practice.step, len(episode), config.checkpoint_every) and not done:
+                    with meter.pause():
+                        _save(practice)
+            if practice.step >= config.env_steps:
+                scores = _judge(practice, judge, bar)
+            checkpoint = _save(practice)
+    finally:
+        judge.close()
+        run.close()
+    return {
+        "env_steps": practice.step,
+        "episodes": practice.episodes,
+        "checkpoint": str(checkpoint),
+        "success_rate": scores.success_rate if scores else None,
+        "safety_violations": scores.safety_violations if scores else None,
+        "run": str(run.path),
+        "interrupted": flag.stop,
+    }
+
+
+def _episode(practice: _Practice) -> Episode:
+    config, agent = practice.config, practice.agent
+    policy: Policy = AgentPolicy(agent, sample=config.exploration == "sample")
+    if not config.from_run and practice.step < config.warmup_steps:
+        seed = int(practice.rng.integers(0, 2**31))
+        policy = RandomPolicy(agent.action_dim, seed)
+    episode, _ = run_episode(
+        practice.env, policy, max_steps=config.env_steps - practice.step
+    )
+    practice.writer.append(episode)
+    practice.online.add(episode)
+    practice.step += len(episode)
+    practice.episodes += 1
+    return episode
+
+
+def _learn(practice: _Practice, steps: int) -> dict[str, float]:
+    config, agent = practice.config, practice.agent
+    if practice.step < config.warmup_steps:
+        return {}
+    if not agent.normalizer_fitted:
+        agent.fit_normalizer(practice.online.observations,
+                             practice.online.goals if agent.goal_dim else None)
+    practice.updates_owed += steps * config.updates_per_step
+    count = int(practice.updates_owed)
+    practice.updates_owed -= count
+    return update_block(agent, practice.sampler, practice.rng, count)
+
+
+def _judge(practice: _Practice, env: gymnasium.Env[Any, Any], bar: Any) -> EvalResult:
+    config = practice.config
+    scores = evaluate(env, AgentPolicy(practice.agent), config.eval_episodes, config.seed)
+    practice.run.log(practice.step, {f"eval/{k}": v for k, v in scores.as_dict().items()
+                                     if v is not None})
+    bar.set_postfix(success=f"{scores.success_rate:.2f}")
+    return scores
+
+
+def _save(practice: _Practice) -> Path:
+    trainer = {
+        "step": practice.step,
+        "episodes": practice.episodes,
+        "updates_owed": practice.updates_owed,
+        "rng": practice.rng.bit_generator.state,
+        "env_rng": practice.env.unwrapped.np_random.bit_generator.state,
+        "metrics_bytes": practice.run.metrics_bytes,
+    }
+    return save_checkpoint(practice.run.checkpoints, practice.step, practice.agent,
+                           practice.description, trainer)
+
+
+def _crossed(step: int, length: int, every: int) -> bool:
+    return bool(every) and step // every > (step - length) // every
+
+
+def _sizes(env: gymnasium.Env[Any, Any]) -> tuple[int, int, int]:
+    space = env.observation_space
+    return (
+        int(space["observation"].shape[0]),  # type: ignore[index]
+        int(space["desired_goal"].shape[0]),  # type: ignore[index]
+        int(env.action_space.shape[0]),  # type: ignore[index]
+    )
+
+
+def _inherit_env(env: EnvChoice, source: AgentInfo) -> EnvChoice:
+    task = canonical_task(env.task or source.task)
+    if source.task and task != source.task:
+        raise InvalidInputError(f"the agent was trained for the task {source.task}, not {task}")
+    return EnvChoice(**{**env.as_dict(), "task": task})
+
+
+def _data_of(run: str) -> str:
+    checkpoint = find_checkpoint(run)
+    for folder in (Path(run), checkpoint.parent.parent):
+        if (folder / "config.json").is_file():
+            raw = read_config(folder)
+            data = raw.get(raw.get("kind", ""), {}).get("data", "")
+            if data and not Path(data).exists():
+                raise InvalidInputError(
+                    f"the recorded episodes that {run} was trained on are gone ({data}); "
+                    "give --data, or --online-fraction 1 with --data none"
+                )
+            return str(data)
+    return ""
+
+
+def _load_recorded(data: str, task: str) -> list[Episode]:
+    if not data or data == "none":
+        return []
+    info, episodes = load_dataset(data)
+    if info.task and task and info.task != task:
+        raise InvalidInputError(f"the data {data} is of the task {info.task}, not {task}")
+    return prepare_episodes(task, episodes)

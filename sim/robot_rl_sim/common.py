@@ -1,0 +1,715 @@
+"""What both engines share: the rig's parts, set-point streaming, scene geometry and cameras.
+
+The world frame of an engine is the arm's base frame; a scene's workspace frame is the same axes
+at ``spec.workspace_origin_m``.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from robot_rl.errors import InvalidInputError, StaleDataError, unknown_name
+from robot_rl.interfaces import (
+    Array,
+    BodyState,
+    Frame,
+    JointSetpoints,
+    JointState,
+    Placement,
+    Randomization,
+    Rig,
+    RigRequest,
+)
+from robot_rl.kinematics import quat_from_rotation, rotation_from_quat
+from robot_rl.specs import BodySpec, CameraSpec, Geom, HingeJoint, RobotSpec, SlideJoint
+from robot_rl.specs.scene import Quat, Vec3
+
+ARM_FREQUENCY_RAD_S = 100.0
+"""Natural frequency of the joint controllers: how fast a tracking error dies out."""
+ARM_DAMPING = 1.0
+"""Damping ratio of the joint controllers."""
+ARM_ARMATURE_KG_M2 = 0.1
+"""Rotor inertia seen through the gears, of the size identified on such arms."""
+FINGER_CHUNK_TICKS = 5
+"""While the fingers travel, their target moves on every so many physics steps."""
+TABLE_RGBA = (0.72, 0.6, 0.45, 1.0)
+MARKER_RGBA = (0.1, 0.85, 0.2, 1.0)
+MARKER_RADIUS_M = 0.02
+HIDDEN_M = -100.0
+"""Height [m] at which an engine without switchable bodies keeps its hidden markers."""
+
+RENDER_QUALITIES = ("fast", "default")
+
+
+class Group(IntFlag):
+    """Collision groups. The arm does not touch itself; a joint's body only what moves freely."""
+
+    ARM = 1
+    STATIC = 2
+    JOINTED = 4
+    FREE = 8
+
+
+COLLIDES_WITH: dict[Group, Group] = {
+    Group.ARM: Group.STATIC | Group.JOINTED | Group.FREE,
+    Group.STATIC: Group.ARM | Group.FREE,
+    Group.JOINTED: Group.ARM | Group.FREE,
+    Group.FREE: Group.ARM | Group.STATIC | Group.JOINTED | Group.FREE,
+}
+
+
+def body_group(body: BodySpec) -> Group:
+    """The collision group of a body of the scene."""
+    if body.motion == "fixed":
+        return Group.STATIC
+    return Group.FREE if body.motion == "free" else Group.JOINTED
+
+
+def colliding_links(spec: RobotSpec) -> tuple[str, ...]:
+    """The links that can touch the scene: the last two of the arm, the hand and the fingers."""
+    last = tuple(link.name for link in spec.links[-2:])
+    return (*last, spec.gripper.base_link, *spec.gripper.finger_links)
+
+
+# --- rigid bodies --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BodyInertia:
+    """Mass [kg], centre of mass (3,) [m] in the body frame, principal moments (3,) [kg m^2] and
+    their axes as a rotation (3, 3) in the body frame."""
+
+    mass_kg: float
+    com_m: Array
+    moments_kg_m2: Array
+    axes: Array
+
+
+def body_inertia(body: BodySpec) -> BodyInertia:
+    """Inertia of a body whose mass is shared out over its geoms by volume."""
+    volumes = np.array([_volume(geom) for geom in body.geoms])
+    masses = body.mass_kg * volumes / volumes.sum()
+    positions = np.array([geom.position_m for geom in body.geoms])
+    com = masses @ positions / body.mass_kg
+    tensor = np.zeros((3, 3))
+    for mass, geom, position in zip(masses, body.geoms, positions, strict=True):
+        arm = position - com
+        tensor += np.diag(mass * _unit_inertia(geom))
+        tensor += mass * ((arm @ arm) * np.eye(3) - np.outer(arm, arm))
+    if np.abs(tensor - np.diag(np.diag(tensor))).max() <= 1e-12 * np.trace(tensor):
+        return BodyInertia(body.mass_kg, com, np.diag(tensor).copy(), np.eye(3))
+    moments, axes = np.linalg.eigh(tensor)
+    if np.linalg.det(axes) < 0.0:
+        axes[:, 2] *= -1.0
+    return BodyInertia(body.mass_kg, com, moments, axes)
+
+
+def _volume(geom: Geom) -> float:
+    size = geom.size_m
+    if geom.shape == "box":
+        return size[0] * size[1] * size[2]
+    if geom.shape == "cylinder":
+        return 0.25 * math.pi * size[0] ** 2 * size[1]
+    return math.pi * size[0] ** 3 / 6.0
+
+
+def _unit_inertia(geom: Geom) -> Array:
+    """Principal moments (3,) of a geom of mass 1 about its own axes."""
+    size = geom.size_m
+    if geom.shape == "box":
+        x, y, z = np.square(size)
+        return np.array([y + z, x + z, x + y]) / 12.0
+    if geom.shape == "cylinder":
+        radius, height = 0.5 * size[0], size[1]
+        side = radius**2 / 4.0 + height**2 / 12.0
+        return np.array([side, side, 0.5 * radius**2])
+    return np.full(3, 0.4 * (0.5 * size[0]) ** 2)
+
+
+def unit_quat(quat_xyzw: ArrayLike) -> Array:
+    """A quaternion (4,) scaled to unit length."""
+    quat = np.array(quat_xyzw, dtype=np.float64)
+    norm = math.sqrt(quat @ quat) if quat.shape == (4,) else 0.0
+    if not (0.0 < norm < math.inf):
+        raise InvalidInputError(f"quaternion {quat_xyzw} should be four finite numbers, not all 0")
+    return quat / norm
+
+
+def joint_axis(joint: SlideJoint | HingeJoint) -> Array:
+    """The unit axis (3,) of a joint, in its body's frame."""
+    axis = np.array(joint.axis, dtype=np.float64)
+    return axis / np.linalg.norm(axis)
+
+
+def joint_range(joint: SlideJoint | HingeJoint) -> tuple[float, float]:
+    """Lower and upper end of a joint [m] or [rad]."""
+    if isinstance(joint, SlideJoint):
+        return joint.lower_m, joint.upper_m
+    return joint.lower_rad, joint.upper_rad
+
+
+def jointed_state(body: BodySpec, position: float, velocity: float) -> BodyState:
+    """State in the workspace frame of a body on a joint at ``position`` [m] or [rad]."""
+    joint = body.motion
+    assert isinstance(joint, (SlideJoint, HingeJoint))
+    rest = rotation_from_quat(body.quat_xyzw)
+    axis = rest @ joint_axis(joint)
+    origin = np.array(body.position_m, dtype=np.float64)
+    if isinstance(joint, SlideJoint):
+        return BodyState(
+            origin + axis * position, unit_quat(body.quat_xyzw), axis * velocity, np.zeros(3)
+        )
+    half = 0.5 * position
+    x, y, z = axis * math.sin(half)
+    turned = quat_multiply((x, y, z, math.cos(half)), unit_quat(body.quat_xyzw))
+    return BodyState(origin, turned, np.zeros(3), axis * velocity)
+
+
+def quat_multiply(first: ArrayLike, second: ArrayLike) -> Array:
+    """Product of two quaternions xyzw (4,): the turn ``second``, then the turn ``first``."""
+    ax, ay, az, aw = np.asarray(first, dtype=np.float64)
+    bx, by, bz, bw = np.asarray(second, dtype=np.float64)
+    return np.array(
+        [
+            aw * bx + ax * bw + ay * bz - az * by,
+            aw * by - ax * bz + ay * bw + az * bx,
+            aw * bz + ax * by - ay * bx + az * bw,
+            aw * bw - ax * bx - ay * by - az * bz,
+        ]
+    )
+
+
+# --- cameras -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CameraPose:
+    """Where a camera is, in the workspace frame: position (3,) [m] and rotation (3, 3) whose
+    columns are the image's right, the image's up and the direction away from the scene."""
+
+    position_m: Array
+    rotation: Array
+    fov_deg: float
+
+
+def camera_pose(camera: CameraSpec, values: Randomization) -> CameraPose:
+    """Pose of a camera as described, displaced by one draw of domain randomisation."""
+    position = np.array(camera.position_m, dtype=np.float64)
+    back = position - np.array(camera.target_m, dtype=np.float64)
+    distance = np.linalg.norm(back)
+    if not distance > 0.0:
+        raise InvalidInputError(f"camera {camera.name!r}: position and target are the same point")
+    back = back / distance
+    # A camera that looks straight down has the far side of the table at the top of its image.
+    up = np.array([1.0, 0.0, 0.0] if abs(back[2]) > 0.999 else [0.0, 0.0, 1.0])
+    right = np.cross(up, back)
+    right /= np.linalg.norm(right)
+    rotation = np.stack([right, np.cross(back, right), back], axis=1)
+    shift = np.asarray(values.camera_shift_m, dtype=np.float64)
+    return CameraPose(
+        position + shift, rotation_of_vector(values.camera_turn_rad) @ rotation, camera.fov_deg
+    )
+
+
+def rotation_of_vector(vector: ArrayLike) -> Array:
+    """Rotation matrix (3, 3) of an axis times an angle (3,) [rad]."""
+    axis = np.asarray(vector, dtype=np.float64)
+    angle = float(np.linalg.norm(axis))
+    if angle == 0.0:
+        return np.eye(3)
+    x, y, z = axis * (math.sin(0.5 * angle) / angle)
+    return rotation_from_quat((x, y, z, math.cos(0.5 * angle)))
+
+
+def shifted_rgba(rgba: Sequence[float], shift: ArrayLike) -> tuple[float, float, float, float]:
+    """A colour moved by ``shift`` (3,) and kept within [0, 1]."""
+    red, green, blue = np.clip(np.asarray(rgba[:3]) + np.asarray(shift), 0.0, 1.0)
+    return float(red), float(green), float(blue), float(rgba[3])
+
+
+# --- set-points ----------------------------------------------------------------------------------
+
+
+class SetpointStream:
+    """Set-points as straight pieces on the grid of physics steps.
+
+    A piece runs from ``start`` (n,) [rad] with ``velocity`` (n,) [rad/s] for ``ticks_per_row``
+    physics steps. After the last piece the arm holds.
+    """
+
+    def __init__(self, n_joints: int, step_s: float) -> None:
+        self._n_joints = n_joints
+        self._step_s = step_s
+        self._still = np.zeros(n_joints)
+        self.hold(np.zeros(n_joints))
+
+    def hold(self, position_rad: Array) -> None:
+        """Stay at ``position_rad`` (n,) [rad]."""
+        self._final = np.array(position_rad, dtype=np.float64)
+        self._starts = np.empty((0, self._n_joints))
+        self._velocities = np.empty((0, self._n_joints))
+        self._row = 0
+        self._ticks_per_row = 1
+        self.elapsed = 0
+
+    def load(self, setpoints: JointSetpoints) -> None:
+        """Replace what is left of the stream, from the present reference on."""
+        rows = setpoints.position_rad
+        ticks = setpoints.period_s / self._step_s
+        ticks_per_row = round(ticks)
+        if ticks_per_row < 1 or abs(ticks - ticks_per_row) > 1e-6:
+            rows, ticks_per_row = self._resampled(rows, ticks), 1
+        starts = np.empty_like(rows)
+        starts[0] = self.reference()
+        starts[1:] = rows[:-1]
+        self._velocities = (rows - starts) / (ticks_per_row * self._step_s)
+        self._starts = starts
+        self._final = rows[-1].copy()
+        self._row = 0
+        self._ticks_per_row = ticks_per_row
+        self.elapsed = 0
+
+    def _resampled(self, rows: Array, ticks_per_row: float) -> Array:
+        """The straight lines through ``rows`` at every physics step."""
+        knots = np.concatenate([self.reference()[None], rows])
+        last = math.ceil(len(rows) * ticks_per_row - 1e-9)
+        places = np.minimum(np.arange(1, last + 1) / ticks_per_row, float(len(rows)))
+        index = np.minimum(places.astype(np.int64), len(rows) - 1)
+        part = (places - index)[:, None]
+        return knots[index] * (1.0 - part) + knots[index + 1] * part
+
+    @property
+    def remaining(self) -> int:
+        """Physics steps left in the present piece; 0 while holding."""
+        return self._ticks_per_row - self.elapsed if self._row < len(self._starts) else 0
+
+    @property
+    def start(self) -> Array:
+        """Where the present piece began (n,) [rad]."""
+        return self._starts[self._row] if self._row < len(self._starts) else self._final
+
+    @property
+    def velocity(self) -> Array:
+        """Velocity (n,) [rad/s] of the present piece."""
+        return self._velocities[self._row] if self._row < len(self._starts) else self._still
+
+    def reference(self) -> Array:
+        """Where the arm should be now (n,) [rad]."""
+        if self.elapsed == 0:
+            return self.start
+        return self.start + self.velocity * (self.elapsed * self._step_s)
+
+    def consume(self, ticks: int) -> None:
+        """Go on by ``ticks``, at most :attr:`remaining` unless holding."""
+        if self._row >= len(self._starts):
+            return
+        self.elapsed += ticks
+        if self.elapsed >= self._ticks_per_row:
+            self._row += 1
+            self.elapsed = 0
+
+    def save(self) -> dict[str, NDArray[Any]]:
+        """The stream as arrays."""
+        return {
+            "stream_starts_rad": self._starts[self._row :].copy(),
+            "stream_velocities_rad_s": self._velocities[self._row :].copy(),
+            "stream_final_rad": self._final.copy(),
+            "stream_ticks": np.array([self._ticks_per_row, self.elapsed], dtype=np.int64),
+        }
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Undo to what :meth:`save` returned."""
+        self._starts = np.array(state["stream_starts_rad"], dtype=np.float64)
+        self._velocities = np.array(state["stream_velocities_rad_s"], dtype=np.float64)
+        self._final = np.array(state["stream_final_rad"], dtype=np.float64)
+        self._row = 0
+        self._ticks_per_row, self.elapsed = (int(value) for value in state["stream_ticks"])
+
+
+# --- simulation ----------------------------------------------------------------------------------
+
+
+class Simulation(ABC):
+    """An arm, its gripper and a scene in one engine; it is its own clock, tracker and scene
+    control (:class:`robot_rl.interfaces.SceneControl`).
+
+    Time is counted in physics steps and never runs back, not even in :meth:`place`.
+    """
+
+    def __init__(self, request: RigRequest) -> None:
+        if not request.physics_step_s > 0.0:
+            raise InvalidInputError(
+                f"physics_step_s is {request.physics_step_s}, should be greater than 0"
+            )
+        if request.render_quality not in RENDER_QUALITIES:
+            raise unknown_name("render quality", request.render_quality, RENDER_QUALITIES)
+        self.request = request
+        self.spec = request.robot
+        self.scene = request.scene
+        self.step_s = request.physics_step_s
+        self.origin_m = np.array(self.spec.workspace_origin_m, dtype=np.float64)
+        self.n_joints = len(self.spec.joints)
+        self.randomization = Randomization()
+        self.ticks = 0
+        self.stream = SetpointStream(self.n_joints, self.step_s)
+        self.finger_target_m = 0.0
+        self.finger_goal_m = 0.0
+        self.markers_m: dict[str, Array] = {}
+        self._bodies = {body.name: body for body in self.scene.bodies}
+        self._joints = {
+            body.motion.name: body
+            for body in self.scene.bodies
+            if isinstance(body.motion, (SlideJoint, HingeJoint))
+        }
+        self._cameras = {camera.name: camera for camera in self.scene.cameras}
+        self._finger_step_m = self.spec.gripper.finger_velocity_m_s * self.step_s
+
+    # What an engine adds.
+
+    @abstractmethod
+    def _advance(self, ticks: int) -> None:
+        """Run ``ticks`` physics steps with the stream's present piece and finger target."""
+
+    @abstractmethod
+    def joint_state(self) -> tuple[Array, Array]:
+        """Fresh arrays of joint angles (n,) [rad] and velocities (n,) [rad/s]."""
+
+    @abstractmethod
+    def finger_positions(self) -> tuple[float, float]:
+        """Travel [m] of either finger."""
+
+    @abstractmethod
+    def _free_state(self, name: str) -> BodyState:
+        """State of a free body in the workspace frame."""
+
+    @abstractmethod
+    def _scene_joint(self, name: str) -> tuple[float, float]:
+        """Position and velocity of a joint of the scene."""
+
+    @abstractmethod
+    def _place(
+        self,
+        arm_rad: Array,
+        finger_m: float,
+        bodies: Mapping[str, tuple[Array, Array]],
+        joints: Mapping[str, float],
+    ) -> None:
+        """Set every coordinate, at rest, and forget the past. Poses: workspace frame."""
+
+    @abstractmethod
+    def _save(self) -> dict[str, NDArray[Any]]:
+        """The engine's own part of the state."""
+
+    @abstractmethod
+    def _restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Undo to what :meth:`_save` returned."""
+
+    @abstractmethod
+    def _apply_randomization(self) -> None:
+        """Bring masses, frictions and colours in line with ``self.randomization``."""
+
+    @abstractmethod
+    def _render(
+        self, pose: CameraPose, height: int, width: int, markers: Mapping[str, Array]
+    ) -> NDArray[np.uint8]:
+        """An image (height, width, 3); ``markers`` (workspace frame) are to be drawn."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what the engine holds."""
+
+    # Clock.
+
+    def now_s(self) -> float:
+        return self.ticks * self.step_s
+
+    def sleep_until(self, time_s: float) -> None:
+        """Advance the physics to ``time_s`` [s], rounded to a physics step."""
+        if not math.isfinite(time_s):
+            raise InvalidInputError(f"time_s is {time_s}, should be finite")
+        left = round(time_s / self.step_s) - self.ticks
+        stream = self.stream
+        while left > 0:
+            ticks = min(left, stream.remaining or left)
+            gap = self.finger_goal_m - self.finger_target_m
+            if gap != 0.0:
+                ticks = min(ticks, FINGER_CHUNK_TICKS)
+                reach = self._finger_step_m * ticks
+                self.finger_target_m += min(max(gap, -reach), reach)
+            self._advance(ticks)
+            stream.consume(ticks)
+            self.ticks += ticks
+            left -= ticks
+
+    # ObjectTracker, without the age.
+
+    def body_state(self, name: str) -> BodyState:
+        """State of a body in the workspace frame, free, fixed or on a joint."""
+        body = self._bodies.get(name)
+        if body is None:
+            raise unknown_name("body", name, self._bodies)
+        if body.motion == "free":
+            return self._free_state(name)
+        if body.motion == "fixed":
+            return BodyState(
+                np.array(body.position_m), unit_quat(body.quat_xyzw), np.zeros(3), np.zeros(3)
+            )
+        return jointed_state(body, *self._scene_joint(body.motion.name))
+
+    def scene_joint(self, name: str) -> tuple[float, float]:
+        """Position [m] or [rad] and velocity of a joint of the scene."""
+        if name not in self._joints:
+            raise unknown_name("joint", name, self._joints)
+        return self._scene_joint(name)
+
+    # SceneControl.
+
+    def place(self, arm_rad: Array, placement: Placement) -> None:
+        arm = np.array(arm_rad, dtype=np.float64)
+        if arm.shape != (self.n_joints,) or not np.isfinite(arm).all():
+            raise InvalidInputError(
+                f"arm_rad is {arm_rad}, should be {self.n_joints} finite angles [rad]"
+            )
+        bodies = {
+            name: (np.array(body.position_m, dtype=np.float64), unit_quat(body.quat_xyzw))
+            for name, body in self._bodies.items()
+            if body.motion == "free"
+        }
+        for name, (position, quat) in placement.bodies.items():
+            if name not in bodies:
+                raise unknown_name("free body", name, bodies)
+            bodies[name] = (_finite(position, 3, f"position of {name!r}"), unit_quat(quat))
+        joints = {}
+        for name, body in self._joints.items():
+            assert isinstance(body.motion, (SlideJoint, HingeJoint))
+            lower, upper = joint_range(body.motion)
+            joints[name] = min(max(0.0, lower), upper)
+        for name, value in placement.joints.items():
+            if name not in joints:
+                raise unknown_name("joint", name, joints)
+            if not math.isfinite(value):
+                raise InvalidInputError(f"joint {name!r} is {value}, should be finite")
+            joints[name] = float(value)
+        finger = _fraction(placement.gripper_opening) * self.spec.gripper.finger_stroke_m
+        self.stream.hold(arm)
+        self.finger_target_m = self.finger_goal_m = finger
+        self._place(arm, finger, bodies, joints)
+
+    def save_state(self) -> Mapping[str, NDArray[Any]]:
+        values = self.randomization
+        return {
+            "engine": np.array(type(self).__name__),
+            "ticks": np.array(self.ticks, dtype=np.int64),
+            "fingers_m": np.array([self.finger_target_m, self.finger_goal_m]),
+            "randomization": np.concatenate(
+                [
+                    [values.mass_scale, values.friction_scale],
+                    values.color_shift,
+                    values.camera_shift_m,
+                    values.camera_turn_rad,
+                ]
+            ),
+            **self.stream.save(),
+            **self._save(),
+        }
+
+    def restore_state(self, state: Mapping[str, NDArray[Any]]) -> None:
+        engine = str(state["engine"])
+        if engine != type(self).__name__:
+            raise InvalidInputError(f"the state is of {engine}, not of {type(self).__name__}")
+        self.ticks = int(state["ticks"])
+        self.finger_target_m, self.finger_goal_m = (float(v) for v in state["fingers_m"])
+        values = np.asarray(state["randomization"], dtype=np.float64)
+        self.randomize(
+            Randomization(float(values[0]), float(values[1]), values[2:5], values[5:8], values[8:])
+        )
+        self.stream.restore(state)
+        self._restore(state)
+
+    def show_markers(self, positions_m: Mapping[str, Array]) -> None:
+        for name in positions_m:
+            if name not in self.scene.markers:
+                raise unknown_name("marker", name, self.scene.markers)
+        self.markers_m = {
+            name: _finite(position, 3, f"marker {name!r}")
+            for name, position in positions_m.items()
+        }
+
+    def randomize(self, values: Randomization) -> None:
+        for name in ("mass_scale", "friction_scale"):
+            scale = getattr(values, name)
+            if not (0.0 < scale < math.inf):
+                raise InvalidInputError(f"{name} is {scale}, should be positive and finite")
+        drawn = Randomization(
+            float(values.mass_scale),
+            float(values.friction_scale),
+            *(
+                _finite(getattr(values, name), 3, name)
+                for name in ("color_shift", "camera_shift_m", "camera_turn_rad")
+            ),
+        )
+        if _same_draw(drawn, self.randomization):
+            return
+        self.randomization = drawn
+        self._apply_randomization()
+
+    def render(
+        self, camera: str, height: int, width: int, *, markers: bool = False
+    ) -> NDArray[np.uint8]:
+        if camera not in self._cameras:
+            raise unknown_name("camera", camera, self._cameras)
+        if height < 1 or width < 1:
+            raise InvalidInputError(f"image size {height} x {width} should be positive")
+        pose = camera_pose(self._cameras[camera], self.randomization)
+        return self._render(pose, height, width, self.markers_m if markers else {})
+
+    def rig(self) -> Rig:
+        """The parts that an environment is put together from."""
+        cameras = {name: SimCamera(self, name) for name in self._cameras}
+        return Rig(
+            arm=SimArm(self),
+            gripper=SimGripper(self),
+            clock=self,
+            tracker=SimTracker(self),
+            cameras=dict(cameras),
+            scene=self,
+        )
+
+
+def _same_draw(first: Randomization, second: Randomization) -> bool:
+    return (
+        first.mass_scale == second.mass_scale
+        and first.friction_scale == second.friction_scale
+        and np.array_equal(first.color_shift, second.color_shift)
+        and np.array_equal(first.camera_shift_m, second.camera_shift_m)
+        and np.array_equal(first.camera_turn_rad, second.camera_turn_rad)
+    )
+
+
+def _finite(value: ArrayLike, size: int, what: str) -> Array:
+    array = np.array(value, dtype=np.float64)
+    if array.shape != (size,) or not np.isfinite(array).all():
+        raise InvalidInputError(f"{what} is {value}, should be {size} finite numbers")
+    return array
+
+
+def _fraction(opening: float) -> float:
+    if not math.isfinite(opening):
+        raise InvalidInputError(f"gripper opening is {opening}, should be in [0, 1]")
+    return min(max(float(opening), 0.0), 1.0)
+
+
+def _check_age(max_age_s: float) -> None:
+    """A simulated reading is made when it is asked for, so its age is 0."""
+    if not max_age_s >= 0.0:
+        raise StaleDataError(f"the reading is 0 s old, older than the {max_age_s} s allowed")
+
+
+class SimArm:
+    """:class:`robot_rl.interfaces.Arm` of a simulation."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
+        self.spec = simulation.spec
+
+    def state(self, max_age_s: float) -> JointState:
+        _check_age(max_age_s)
+        position, velocity = self._simulation.joint_state()
+        return JointState(position, velocity, self._simulation.now_s())
+
+    def command(self, setpoints: JointSetpoints) -> JointSetpoints:
+        rows = np.array(setpoints.position_rad, dtype=np.float64)
+        n_joints = self._simulation.n_joints
+        if rows.ndim != 2 or rows.shape[1] != n_joints or not len(rows):
+            raise InvalidInputError(
+                f"position_rad has shape {rows.shape}, should be (k, {n_joints}) with k >= 1"
+            )
+        # A sum is finite only if its terms are (up to overflow, which no angle comes near).
+        if not math.isfinite(rows.sum()):
+            raise InvalidInputError("position_rad has a value that is not finite")
+        if not (0.0 < setpoints.period_s < math.inf):
+            raise InvalidInputError(f"period_s is {setpoints.period_s}, should be positive")
+        sent = JointSetpoints(rows, setpoints.period_s)
+        self._simulation.stream.load(sent)
+        return sent
+
+
+class SimGripper:
+    """:class:`robot_rl.interfaces.Gripper` of a simulation."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
+        self._stroke_m = simulation.spec.gripper.finger_stroke_m
+
+    def opening(self, max_age_s: float) -> float:
+        _check_age(max_age_s)
+        first, second = self._simulation.finger_positions()
+        return min(max(0.5 * (first + second) / self._stroke_m, 0.0), 1.0)
+
+    def command(self, opening: float) -> float:
+        sent = _fraction(opening)
+        self._simulation.finger_goal_m = sent * self._stroke_m
+        return sent
+
+
+class SimCamera:
+    """:class:`robot_rl.interfaces.Camera` of a simulation, at the size the request asks for."""
+
+    def __init__(self, simulation: Simulation, name: str) -> None:
+        self._simulation = simulation
+        self.name = name
+
+    def read(self, max_age_s: float) -> Frame:
+        _check_age(max_age_s)
+        request = self._simulation.request
+        image = self._simulation.render(self.name, request.image_height, request.image_width)
+        return Frame(image, self._simulation.now_s())
+
+
+class SimTracker:
+    """:class:`robot_rl.interfaces.ObjectTracker` of a simulation."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
+
+    def body(self, name: str, max_age_s: float) -> BodyState:
+        _check_age(max_age_s)
+        return self._simulation.body_state(name)
+
+    def joint(self, name: str, max_age_s: float) -> tuple[float, float]:
+        _check_age(max_age_s)
+        return self._simulation.scene_joint(name)
+
+
+__all__ = [
+    "ARM_ARMATURE_KG_M2",
+    "ARM_DAMPING",
+    "ARM_FREQUENCY_RAD_S",
+    "COLLIDES_WITH",
+    "HIDDEN_M",
+    "MARKER_RADIUS_M",
+    "MARKER_RGBA",
+    "TABLE_RGBA",
+    "BodyInertia",
+    "CameraPose",
+    "Group",
+    "Quat",
+    "SetpointStream",
+    "Simulation",
+    "Vec3",
+    "body_group",
+    "body_inertia",
+    "colliding_links",
+    "joint_axis",
+    "joint_range",
+    "quat_from_rotation",
+    "shifted_rgba",
+]
