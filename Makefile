@@ -27,7 +27,7 @@ SAY := @echo "robot_rl:"
 
 DEMO_EXTRAS := sim,report
 TEST_EXTRAS := sim,report,external,ros,link,test,lint
-BENCH_EXTRAS := sim,report,bench
+BENCH_EXTRAS := sim,bench
 
 .PHONY: help demo test test-slow lint format bench doctor setup clean
 
@@ -51,7 +51,9 @@ format: $(VENV)/.stamp-test  ## order imports and apply ruff's safe corrections
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.stamp-bench  ## measure speed on this machine
-	$(BIN)/robot-rl bench $(BENCH_ARGS)
+	@for script in benchmarks/*.py; do \
+		echo "robot_rl: $$script"; $(BIN)/python "$$script" $(BENCH_ARGS); \
+	done
 
 doctor: $(VENV)/.stamp-demo  ## say what works on this machine and what is missing
 	$(BIN)/robot-rl doctor

@@ -77,11 +77,13 @@ EXTRAS = {
         "stable-baselines3>=2.4",
         "setuptools>=64",
     ],
-    "lint": ["ruff>=0.9", "mypy>=1.11", "types-PyYAML", "types-setuptools"],
-    "bench": ["stable-baselines3>=2.4", "psutil>=5.9"],
+    "lint": ["ruff>=0.9", "mypy>=1.11", "types-PyYAML", "types-setuptools", "types-tqdm"],
+    "bench": ["jax>=0.4.30", "optax>=0.2"],
 }
-# Everything that installs on any machine; the camera's library has no wheel for some of them.
-EXTRAS["all"] = sorted({req for name, reqs in EXTRAS.items() if name != "cameras" for req in reqs})
+# Everything but the rivals of the benchmarks and the camera's library, which lacks some wheels.
+EXTRAS["all"] = sorted(
+    {req for name, reqs in EXTRAS.items() if name not in ("bench", "cameras") for req in reqs}
+)
 
 setup(
     name=NAME,

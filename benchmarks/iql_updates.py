@@ -9,9 +9,10 @@ Install, in an environment of its own because d3rlpy pins an old gymnasium:
 
   python -m pip install torch==2.13.0
   python -m pip install --no-deps d3rlpy
-  python -m pip install gym gymnasium h5py tqdm structlog click colorama dataclasses-json scikit-learn
-  python -m pip install jax optax safetensors
-  python -m pip install --no-deps --editable .
+  python -m pip install gym gymnasium h5py tqdm structlog click colorama dataclasses-json
+  python -m pip install scikit-learn
+  python -m pip install jax optax
+  python -m pip install .
 
 Then: python benchmarks/iql_updates.py --threads 1 --json
 """
@@ -19,8 +20,11 @@ Then: python benchmarks/iql_updates.py --threads 1 --json
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
+import io
+import itertools
 import json
 import logging
 import os
@@ -102,7 +106,8 @@ def make_ours(batches: list[dict[str, Any]], compile_mode: str) -> Rival:
 def make_d3rlpy(batches: list[dict[str, Any]]) -> Rival:
     """d3rlpy's IQL, called below its own conversion from numpy, with tensors made beforehand."""
     logging.disable(logging.WARNING)
-    with warnings.catch_warnings():
+    # The old gym that d3rlpy imports announces its end on standard error.
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         import d3rlpy
         from d3rlpy.torch_utility import TorchMiniBatch
@@ -150,7 +155,7 @@ def make_jax(batches: list[dict[str, Any]]) -> Rival:
 
     def init(key: Any, dims: tuple[int, ...]) -> list[tuple[Any, Any]]:
         layers = []
-        for fan_in, fan_out in zip(dims[:-1], dims[1:], strict=True):
+        for fan_in, fan_out in itertools.pairwise(dims):
             key, sub = jax.random.split(key)
             bound = 1.0 / np.sqrt(fan_in)
             weight = jax.random.uniform(sub, (fan_in, fan_out), minval=-bound, maxval=bound)
@@ -218,7 +223,7 @@ def flops_per_update() -> int:
     """Floating point operations of the update's matrix products; nothing else is counted."""
 
     def forward(dims: tuple[int, ...]) -> int:
-        return sum(2 * BATCH_SIZE * a * b for a, b in zip(dims[:-1], dims[1:], strict=True))
+        return sum(2 * BATCH_SIZE * a * b for a, b in itertools.pairwise(dims))
 
     def backward(dims: tuple[int, ...]) -> int:
         # Of the weights, and of every layer's input but the first.
@@ -318,15 +323,11 @@ def bind_cores(threads: int) -> None:
 
 def collect(batches: list[dict[str, Any]], compiled: bool) -> tuple[list[Rival], dict[str, str]]:
     """The rivals that can be imported, and why the others are left out."""
-    makers: dict[str, Callable[[], Rival]] = {"robot_rl": lambda: make_ours(batches, "off")}
-    if compiled:
-        makers["robot_rl compiled"] = lambda: make_ours(batches, "on")
-    makers["d3rlpy"] = lambda: make_d3rlpy(batches)
-    makers["jax"] = lambda: make_jax(batches)
-    rivals, absent = [], {}
-    for name, maker in makers.items():
+    rivals = [make_ours(batches, mode) for mode in (("off", "on") if compiled else ("off",))]
+    absent = {}
+    for name, maker in {"d3rlpy": make_d3rlpy, "jax": make_jax}.items():
         try:
-            rivals.append(maker())
+            rivals.append(maker(batches))
         except ImportError as error:
             absent[name] = f"{error}; --help says how to install it"
     return rivals, absent

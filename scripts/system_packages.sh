@@ -12,9 +12,11 @@ updated=no
 say() { echo "robot_rl: $*" >&2; }
 die() { say "$@"; exit 1; }
 
-# Is it a Python 3.10 to 3.12? (Version managers leave stubs on the path that do not run.)
+# Is it a released Python 3.10 to 3.12? (Version managers leave stubs on the path that do not run,
+# and Ubuntu 22.04 offers a release candidate of 3.11.)
 usable() {
-    "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))' 2>/dev/null
+    "$1" -c 'import sys; v = sys.version_info
+sys.exit(v.releaselevel != "final" or not (3, 10) <= v[:2] < (3, 13))' 2>/dev/null
 }
 
 find_python() {
@@ -67,15 +69,14 @@ if [ -n "$wanted" ]; then
 elif ! python="$(find_python)"; then
     if have_apt; then
         as_root apt-get update -qq >&2 && updated=yes || true
-        for version in 3.11 3.10 3.12; do
-            if [ -n "$(apt-cache search --names-only "^python$version-venv$")" ]; then
-                install_packages "python$version" "python$version-venv"
-                break
-            fi
-        done
+        offered="$(apt-cache policy python3 | sed -n 's/^ *Candidate: \(3\.[0-9]*\)\..*/\1/p')"
+        case "$offered" in
+            3.10 | 3.11 | 3.12) install_packages python3 python3-venv ;;
+        esac
     fi
-    python="$(find_python)" || die "found no Python 3.10, 3.11 or 3.12;" \
-        "install one and name it: make PYTHON=/path/to/python3.12"
+    python="$(find_python)" || die "found no Python 3.10, 3.11 or 3.12, and this system has no" \
+        "package of one (Debian 13 has only 3.13). Install one, for instance with" \
+        "'uv python install 3.11', and name it: make PYTHON=/path/to/python3.11"
 fi
 version="$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
 

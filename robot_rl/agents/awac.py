@@ -19,7 +19,7 @@ from robot_rl.agents.losses import (
     gaussian_nll,
     softmax_weights,
 )
-from robot_rl.nets import MLP
+from robot_rl.nets import MLP, FlatParameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +82,8 @@ class AWAC(Agent):
         )
         return self._critics.online
 
-    def _build_targets(self) -> None:
-        self._targets = self._critics.build_targets(self._parameters)
+    def _build_targets(self) -> FlatParameters:
+        return self._critics.build_targets(self._parameters)
 
     def _update_targets(self) -> None:
         self._critics.update_targets(self.config.tau)
@@ -94,7 +94,7 @@ class AWAC(Agent):
         return torch.randn(shape, generator=self._update_generator).to(self.device)
 
     def _policy_value(self, state: Tensor, mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
-        """V(s) (B,): the mean over ``noise`` (K, B, a) of the smaller Q(s, a), a from the policy."""
+        """V(s) (B,): the mean over ``noise`` (K, B, a) of the smaller Q(s, a), a sampled."""
         actions = torch.addcmul(mean, noise, std).clamp_(-1.0, 1.0)
         states = state.expand(noise.shape[0], *state.shape)
         pairs = torch.cat([states, actions], 2).flatten(0, 1)

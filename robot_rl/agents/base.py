@@ -165,8 +165,7 @@ class Agent(abc.ABC):
         self._spans = [self._parameters.span(f"{net.name}.") for net in networks]
         self._policy_span = self._spans[-1]
         self._optimizer = FlatAdam(self._parameters.data, config.learning_rate)
-        self._targets: FlatParameters | None = None
-        self._build_targets()
+        self._targets = self._build_targets()
 
         self._actor = self.policy
         self._actor_normalizers = (self._observation_normalizer, self._goal_normalizer)
@@ -175,8 +174,7 @@ class Agent(abc.ABC):
         if self.device.type != "cpu":
             self._make_cpu_actor()
         self._gradients: Callable[[Batch, Tensor | None], Metrics] = self._compute_gradients
-        compiled = self.device.type == "cuda" if config.compile == "auto" else config.compile == "on"
-        if compiled:
+        if config.compile == "on" or (config.compile == "auto" and self.device.type == "cuda"):
             self._gradients = torch.compile(self._compute_gradients)
 
     # ------------------------------------------------------------------ acting
@@ -309,8 +307,9 @@ class Agent(abc.ABC):
         """Creates the trained networks beside the policy."""
         return ()
 
-    def _build_targets(self) -> None:
-        """Creates the target networks, in `_targets`, equal to those they follow."""
+    def _build_targets(self) -> FlatParameters | None:
+        """Creates the target networks, equal to those they follow."""
+        return None
 
     def _draw_noise(self, size: int) -> Tensor | None:
         """The random numbers of one update on ``size`` samples, if it needs any."""
@@ -321,7 +320,8 @@ class Agent(abc.ABC):
         """Writes the gradient of every loss at the current parameters; returns metrics."""
 
     def _update_targets(self) -> None:
-        """Moves the target networks towards those they follow."""
+        """Moves the target networks, if there are any, towards those they follow."""
+        return
 
     def _state(self, observation: Tensor, goal: Tensor) -> Tensor:
         """The networks' input: normalised observation and goal, (B, o + g)."""
@@ -343,9 +343,7 @@ class Agent(abc.ABC):
         gradient = self._parameters.grad
         if self.config.policy_weight_decay > 0.0:
             span = self._policy_span
-            gradient[span].add_(
-                self._parameters.data[span], alpha=self.config.policy_weight_decay
-            )
+            gradient[span].add_(self._parameters.data[span], alpha=self.config.policy_weight_decay)
         if self.config.grad_clip is not None:
             for span in self._spans:
                 part = gradient[span]

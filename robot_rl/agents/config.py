@@ -117,7 +117,8 @@ class AgentConfig:
             dims = ()
         if not dims or not all(isinstance(d, int) and d >= 1 for d in dims):
             raise InvalidInputError(
-                f"hidden_dims is {self.hidden_dims!r}; it must be one or more integers of at least 1"
+                f"hidden_dims is {self.hidden_dims!r};"
+                " it must be one or more integers, each 1 or more"
             )
         object.__setattr__(self, "hidden_dims", dims)
         check_number(self, "learning_rate", 0.0, 1.0, low_open=True)

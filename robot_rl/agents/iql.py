@@ -22,7 +22,7 @@ from robot_rl.agents.losses import (
     exponential_weights,
     gaussian_nll,
 )
-from robot_rl.nets import MLP
+from robot_rl.nets import MLP, FlatParameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +97,8 @@ class IQL(Agent):
         self._critics = TwinCritics(self._state_dim + self.action_dim, dims, layer_norm=norm)
         return [self._value, *self._critics.online]
 
-    def _build_targets(self) -> None:
-        self._targets = self._critics.build_targets(self._parameters)
+    def _build_targets(self) -> FlatParameters:
+        return self._critics.build_targets(self._parameters)
 
     def _update_targets(self) -> None:
         self._critics.update_targets(self.config.tau)

@@ -18,6 +18,7 @@ from robot_rl.envs.tasks import TASKS, list_tasks
 from robot_rl.errors import InvalidInputError, unknown_name
 from robot_rl.specs import list_robots, load_robot
 from robot_rl.training.collect import CollectConfig, collect
+from robot_rl.training.demo import DemoConfig, run_demo
 from robot_rl.training.evaluate import evaluate
 from robot_rl.training.offline import PretrainConfig, pretrain, resume_pretrain
 from robot_rl.training.online import TrainConfig, resume_train, train
@@ -311,18 +312,22 @@ def _report_run(args: argparse.Namespace) -> Outcome:
 
 
 def _demo_arguments(parser: Parser) -> None:
-    from robot_rl.training.demo import DemoConfig
-
     add_flags(parser, DemoConfig, title="demonstration")
     _add_overwrite(parser)
 
 
 def _demo_run(args: argparse.Namespace) -> Outcome:
-    from robot_rl.training.demo import DemoConfig, run_demo
+    from robot_rl.report.demo import report_demo
 
-    values, text = run_demo(DemoConfig(**read_flags(args, DemoConfig)), overwrite=args.overwrite,
-                            quiet=args.quiet)
-    return Outcome(values, text)
+    config = DemoConfig(**read_flags(args, DemoConfig))
+    result = run_demo(config, overwrite=args.overwrite, quiet=args.quiet)
+    values = {**result.values(), "report": str(report_demo(result))}
+    lines = ["", f"success over {config.eval_episodes} held-out goals",
+             f"  recorded data            {values['data_success']:.2f}"]
+    lines += [f"  {s.agent:<5}{s.stage:<9} {s.backend:<9} {s.result.success_rate:.2f}"
+              for s in result.stages]
+    lines.append(f"report  {values['report']}")
+    return Outcome(values, "\n".join(lines))
 
 
 # -- agents' own options ------------------------------------------------------------------------

@@ -32,6 +32,7 @@ CORE_PACKAGES = {
     "gymnasium": "gymnasium",
     "safetensors": "safetensors",
     "pyyaml": "yaml",
+    "tqdm": "tqdm",
 }
 MUJOCO_GL_CHOICES = ("egl", "osmesa", "glfw")
 

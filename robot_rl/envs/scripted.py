@@ -189,13 +189,13 @@ class ScriptedPolicy:
         lack = 1.0 - self.quality
         if lack == 0.0:
             return action
-        if self._drift_left == 0 and self.rng.random() < 0.06 * lack:
+        if self._drift_left == 0 and self.rng.random() < 0.045 * lack:
             self._drift_left = int(self.rng.integers(4, 13))
             self._drift = self.rng.uniform(-1.0, 1.0, action.shape)
         if self._drift_left > 0:
             self._drift_left -= 1
             action = self._drift.copy()
-        action = action + self.rng.normal(0.0, 0.6 * lack, action.shape)
+        action = action + self.rng.normal(0.0, 0.45 * lack, action.shape)
         if self.quality < 0.1 and self.rng.random() < 1.0 - 10.0 * self.quality:
             action = self.rng.uniform(-1.0, 1.0, action.shape)
         return np.clip(action, -1.0, 1.0)

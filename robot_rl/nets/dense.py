@@ -35,7 +35,12 @@ _linear = _onednn_linear()
 
 
 def _by_onednn(x: Tensor) -> bool:
-    return _linear is not None and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return (
+        _linear is not None
+        and x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+    )
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool) -> Tensor:

@@ -16,7 +16,7 @@ CLIP = 10.0
 
 
 class Normalizer:
-    """``clip((x - mean) / max(std, STD_FLOOR), ±CLIP)`` per dimension; until fitted, mean 0, std 1."""
+    """``clip((x - mean) / max(std, STD_FLOOR), ±CLIP)`` per dimension; at first mean 0, std 1."""
 
     def __init__(self, name: str, size: int, device: torch.device) -> None:
         self.name = name
@@ -35,7 +35,9 @@ class Normalizer:
                 " with N at least 1"
             )
         if not np.isfinite(array).all():
-            raise InvalidInputError(f"{self.name} for the normaliser holds values that are not finite")
+            raise InvalidInputError(
+                f"{self.name} for the normaliser holds values that are not finite"
+            )
         self.mean.copy_(torch.from_numpy(array.mean(axis=0)))
         self.std.copy_(torch.from_numpy(np.maximum(array.std(axis=0), STD_FLOOR)))
         self.refresh()

@@ -25,6 +25,7 @@ from robot_rl_sim.common import (
     ARM_FREQUENCY_RAD_S,
     COLLIDES_WITH,
     HIDDEN_M,
+    LIGHT_DIRECTION,
     MARKER_RADIUS_M,
     MARKER_RGBA,
     TABLE_RGBA,
@@ -35,6 +36,7 @@ from robot_rl_sim.common import (
     body_group,
     body_inertia,
     colliding_links,
+    finger_stiffness,
     joint_axis,
     joint_range,
     quat_multiply,
@@ -46,7 +48,6 @@ from robot_rl_sim.urdf_writer import urdf_path
 _GRAVITY_M_S2 = 9.81
 _HIDDEN = (0.0, 0.0, HIDDEN_M)
 _UPRIGHT = (0.0, 0.0, 0.0, 1.0)
-# Softness of contacts alike MuJoCo's: penetration goes with this part a step.
 _SOLVER_ITERATIONS = 100
 
 
@@ -60,27 +61,30 @@ def make_rig(request: RigRequest) -> Rig:
 
 
 @contextlib.contextmanager
-def _silent_stdout() -> Iterator[None]:
-    """Standard output belongs to the caller; the engine's C code writes to it directly."""
+def _silent(*descriptors: int) -> Iterator[None]:
+    """Nothing comes out of ``descriptors``: the engine's C code writes to them directly."""
     libc = ctypes.CDLL(None)
     sys.stdout.flush()
+    sys.stderr.flush()
     libc.fflush(None)
-    kept = os.dup(1)
+    kept = [os.dup(descriptor) for descriptor in descriptors]
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 1)
+        for descriptor in descriptors:
+            os.dup2(nowhere, descriptor)
         yield
     finally:
-        # What C still holds in its buffer would come out after the descriptor is back.
+        # What C still holds in its buffer would come out after the descriptors are back.
         libc.fflush(None)
-        os.dup2(kept, 1)
-        os.close(kept)
+        for descriptor, copy in zip(descriptors, kept, strict=True):
+            os.dup2(copy, descriptor)
+            os.close(copy)
         os.close(nowhere)
 
 
 def _import_pybullet() -> Any:
     try:
-        with _silent_stdout():
+        with _silent(1, 2):
             import pybullet
     except ImportError as error:
         raise MissingDependencyError(
@@ -95,7 +99,7 @@ class BulletSimulation(Simulation):
     def __init__(self, request: RigRequest) -> None:
         super().__init__(request)
         self._bullet = _import_pybullet()
-        with _silent_stdout():
+        with _silent(1):
             self._client = self._bullet.connect(self._bullet.DIRECT)
             self._build()
         # Every later state is reached from this one, in which nothing touches anything.
@@ -154,18 +158,18 @@ class BulletSimulation(Simulation):
             bullet.changeDynamics(
                 arm, link, lateralFriction=1.0, spinningFriction=0.0, rollingFriction=0.0,
                 restitution=0.0, linearDamping=0.0, angularDamping=0.0, jointDamping=0.0,
-                physicsClientId=client,
+                # Without an anchor a gripped body creeps out of the fingers.
+                frictionAnchor=int(name in self.spec.gripper.finger_links), physicsClientId=client,
             )  # fmt: skip
         # A motor is a constraint on velocity: v' = v + kd (v_ref - v) + kp (q_ref - q) / h.
         # These two make it the implicit spring and damper that the other engine integrates.
         damping = 2.0 * ARM_DAMPING * ARM_FREQUENCY_RAD_S * self.step_s
         kd = damping / (1.0 + damping)
         kp = (ARM_FREQUENCY_RAD_S * self.step_s) ** 2 / (1.0 + damping)
-        gripper = self.spec.gripper
         self._position_gains = [kp] * self.n_joints + [0.5, 0.5]
         self._velocity_gains = [kd] * self.n_joints + [1.0, 1.0]
         self._torques = [joint.torque_nm for joint in self.spec.joints]
-        self._finger_stiffness = gripper.force_n / gripper.finger_stroke_m
+        self._finger_stiffness = finger_stiffness(self.spec)
 
     def _collide(self, body: int, link: int, group: Group | None) -> None:
         mask = COLLIDES_WITH[group] if group is not None else 0
@@ -183,6 +187,8 @@ class BulletSimulation(Simulation):
             specularColor=[0.0, 0.0, 0.0],
             physicsClientId=client,
         )
+        # A shape without a picture would be given one; this one lies within the table.
+        speck = bullet.createVisualShape(bullet.GEOM_SPHERE, radius=1e-4, physicsClientId=client)
         middle = self.origin_m - [0.0, 0.0, 0.5 * size[2]]
         bullet.createMultiBody(
             0.0, -1, visual, basePosition=middle.tolist(), physicsClientId=client
@@ -194,7 +200,7 @@ class BulletSimulation(Simulation):
                 bullet.GEOM_PLANE, planeNormal=[0.0, 0.0, 1.0], physicsClientId=client
             )
             top = bullet.createMultiBody(
-                0.0, plane, -1, basePosition=self.origin_m.tolist(), physicsClientId=client
+                0.0, plane, speck, basePosition=self.origin_m.tolist(), physicsClientId=client
             )
             bullet.setCollisionFilterGroupMask(
                 top, -1, int(Group.STATIC), int(group), physicsClientId=client
@@ -423,7 +429,7 @@ class BulletSimulation(Simulation):
             view.T.ravel().tolist(),
             projection,
             shadow=int(self.request.render_quality != "fast"),
-            lightDirection=[0.2, -0.2, 1.0],
+            lightDirection=[-value for value in LIGHT_DIRECTION],
             lightColor=[1.0, 1.0, 1.0],
             lightAmbientCoeff=0.6,
             lightDiffuseCoeff=0.5,

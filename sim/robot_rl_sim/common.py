@@ -38,11 +38,15 @@ ARM_DAMPING = 1.0
 """Damping ratio of the joint controllers."""
 ARM_ARMATURE_KG_M2 = 0.1
 """Rotor inertia seen through the gears, of the size identified on such arms."""
+FINGER_ARMATURE_KG = 0.1
+"""Inertia of the gripper's drive, as its fingers see it."""
 FINGER_CHUNK_TICKS = 5
 """While the fingers travel, their target moves on every so many physics steps."""
 TABLE_RGBA = (0.72, 0.6, 0.45, 1.0)
 MARKER_RGBA = (0.1, 0.85, 0.2, 1.0)
 MARKER_RADIUS_M = 0.02
+LIGHT_DIRECTION = (-0.19, 0.19, -0.96)
+"""Which way the light of the scene shines."""
 HIDDEN_M = -100.0
 """Height [m] at which an engine without switchable bodies keeps its hidden markers."""
 
@@ -77,6 +81,14 @@ def colliding_links(spec: RobotSpec) -> tuple[str, ...]:
     """The links that can touch the scene: the last two of the arm, the hand and the fingers."""
     last = tuple(link.name for link in spec.links[-2:])
     return (*last, spec.gripper.base_link, *spec.gripper.finger_links)
+
+
+def finger_stiffness(spec: RobotSpec) -> float:
+    """Stiffness [N/m] of a finger's position controller: the full force at a full stroke's error.
+
+    Two fingers that both pressed with their full force would not centre what they hold.
+    """
+    return spec.gripper.force_n / spec.gripper.finger_stroke_m
 
 
 # --- rigid bodies --------------------------------------------------------------------------------
@@ -695,6 +707,7 @@ __all__ = [
     "ARM_FREQUENCY_RAD_S",
     "COLLIDES_WITH",
     "HIDDEN_M",
+    "LIGHT_DIRECTION",
     "MARKER_RADIUS_M",
     "MARKER_RGBA",
     "TABLE_RGBA",

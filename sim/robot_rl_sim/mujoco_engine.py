@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import importlib
 import math
 import os
 import sys
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +23,8 @@ from robot_rl_sim.common import (
     ARM_DAMPING,
     ARM_FREQUENCY_RAD_S,
     COLLIDES_WITH,
+    FINGER_ARMATURE_KG,
+    LIGHT_DIRECTION,
     MARKER_RADIUS_M,
     MARKER_RGBA,
     TABLE_RGBA,
@@ -29,6 +34,7 @@ from robot_rl_sim.common import (
     body_group,
     body_inertia,
     colliding_links,
+    finger_stiffness,
     joint_axis,
     joint_range,
     shifted_rgba,
@@ -53,10 +59,6 @@ def make_rig(request: RigRequest) -> Rig:
 
 def _import_mujoco() -> Any:
     """MuJoCo, also where its rendering cannot be loaded: states need no graphics."""
-    if sys.platform == "linux" and not (
-        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    ):
-        os.environ.setdefault("MUJOCO_GL", "egl")
     try:
         import mujoco
     except ImportError as error:
@@ -149,6 +151,7 @@ class MujocoSimulation(Simulation):
         spec.visual.headlight.specular = [0.0, 0.0, 0.0]
         spec.visual.map.znear = 0.01
         spec.visual.map.zfar = 10.0
+        spec.visual.map.shadowclip = 1.5
         spec.stat.extent = 1.0
         spec.stat.center = self.origin_m
         spec.add_texture(
@@ -160,9 +163,10 @@ class MujocoSimulation(Simulation):
             width=8,
             height=48,
         )
+        light = np.array(LIGHT_DIRECTION)
         spec.worldbody.add_light(
-            pos=[0.0, 0.0, 3.0],
-            dir=[-0.2, 0.2, -1.0],
+            pos=self.origin_m - 3.0 * light,
+            dir=light,
             type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,
             diffuse=[0.5, 0.5, 0.5],
             specular=[0.0, 0.0, 0.0],
@@ -190,12 +194,16 @@ class MujocoSimulation(Simulation):
                 joint.armature = ARM_ARMATURE_KG_M2
             # The actuators have the force limits; the URDF's would clip the same force again.
             joint.actfrclimited = False
+            if joint.name in self.spec.gripper.finger_joints:
+                joint.armature = FINGER_ARMATURE_KG
 
     def _collide(self, geom: Any, group: Group | None) -> None:
         geom.contype = int(group or 0)
         geom.conaffinity = 0
         if group is not None:
             geom.priority = _PRIORITY[group]
+            # Harder than MuJoCo's default, so that a gripped cube is not squeezed together.
+            geom.solref = [0.01, 1.0]
             # One side naming the other is enough; the arm never names anything.
             if group != Group.ARM:
                 geom.conaffinity = int(COLLIDES_WITH[group])
@@ -215,12 +223,13 @@ class MujocoSimulation(Simulation):
             actuator.forcelimited = True
             actuator.forcerange = [-joint.torque_nm, joint.torque_nm]
         gripper = self.spec.gripper
-        stiffness = gripper.force_n / gripper.finger_stroke_m
+        stiffness = finger_stiffness(self.spec)
+        mass = gripper.finger_mass_kg + FINGER_ARMATURE_KG
         for name in gripper.finger_joints:
             actuator = spec.add_actuator(name=name, target=name, trntype=joint_transmission)
             actuator.gaintype = mujoco.mjtGain.mjGAIN_FIXED
             actuator.biastype = mujoco.mjtBias.mjBIAS_AFFINE
-            damping = 2.0 * math.sqrt(stiffness * gripper.finger_mass_kg)
+            damping = 2.0 * math.sqrt(stiffness * mass)
             actuator.gainprm[0] = stiffness
             actuator.biasprm[1:3] = [-stiffness, -damping]
             actuator.forcelimited = True
@@ -447,11 +456,9 @@ class _Renderer:
 
     def __init__(self, mujoco: Any, model: Any, quality: str) -> None:
         self._mujoco, self._model = mujoco, model
-        if not hasattr(mujoco, "GLContext"):
-            raise RobotRLError(_no_graphics("no OpenGL library could be loaded"))
         buffer = model.vis.global_
         try:
-            self._gl = mujoco.GLContext(buffer.offwidth, buffer.offheight)
+            self._gl = _context_type(mujoco)(buffer.offwidth, buffer.offheight)
             self._gl.make_current()
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         except Exception as error:
@@ -464,6 +471,9 @@ class _Renderer:
             for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
                 self._scene.flags[flag] = False
         self._all = mujoco.mjtCatBit.mjCAT_ALL
+        self._open = True
+        # At exit EGL shuts down, and a context that is still open then complains.
+        atexit.register(_close, weakref.ref(self))
 
     def draw(
         self,
@@ -518,13 +528,35 @@ class _Renderer:
             eye.frustum_near, eye.frustum_far = near, far
 
     def close(self) -> None:
-        self._gl.make_current()
-        self._context.free()
-        self._gl.free()
+        if self._open:
+            self._open = False
+            self._gl.make_current()
+            self._context.free()
+            self._gl.free()
+
+
+def _close(renderer: weakref.ref[_Renderer]) -> None:
+    drawn = renderer()
+    if drawn is not None:
+        drawn.close()
+
+
+def _context_type(mujoco: Any) -> Any:
+    """The kind of OpenGL context MUJOCO_GL names; off-screen EGL where there is no display.
+
+    MuJoCo itself decides once, when it is first imported, whoever does that.
+    """
+    wanted = os.environ.get("MUJOCO_GL", "").lower().strip()
+    display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if not wanted and sys.platform == "linux" and not display:
+        wanted = "egl"
+    if wanted in ("egl", "osmesa"):
+        return importlib.import_module(f"mujoco.{wanted}").GLContext
+    return mujoco.GLContext
 
 
 def _no_graphics(reason: object) -> str:
     return (
-        f"MuJoCo cannot draw: {reason}. Install EGL (libegl1) or OSMesa (libosmesa6) and set "
+        f"MuJoCo cannot draw: {str(reason).splitlines()[0].rstrip('. ')}. Install EGL (libegl1) or OSMesa (libosmesa6) and set "
         "MUJOCO_GL=egl or MUJOCO_GL=osmesa"
     )

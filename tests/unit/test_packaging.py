@@ -130,6 +130,78 @@ def test_extras_are_complete(setup):
         assert set(names.split(",")) <= set(extras), f"the Makefile names unknown extras: {names}"
 
 
+# Import names that differ from the distribution's.
+DISTRIBUTIONS = {
+    "cv2": "opencv-python-headless",
+    "gymnasium_robotics": "gymnasium-robotics",
+    "pybullet_data": "pybullet",
+    "pybullet_utils": "pybullet",
+    "yaml": "pyyaml",
+    "zmq": "pyzmq",
+}
+# Come with a declared requirement, or from outside any package index.
+INDIRECT = {"OpenGL", "mpl_toolkits", "rclpy", "rospy", "roslib", "genpy", "franky"}
+
+
+def outside_imports(path: Path, at_import: bool) -> set[str]:
+    """Third-party names that a file imports: all of them, or those needed to import it at all.
+
+    Imports in functions, in `try` and behind `if TYPE_CHECKING` are not needed to import it.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = set()
+    for node in tree.body if at_import else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add((node.module or "").split(".")[0])
+    outside = names - set(sys.stdlib_module_names) - set(HOMES) - INDIRECT
+    return {name for name in outside if not name.endswith("_msgs")}
+
+
+def declared(requirements: list[str]) -> set[str]:
+    return {re.split(r"[<>=!~ \[]", requirement)[0].lower() for requirement in requirements}
+
+
+def undeclared(
+    home: Path, requirements: list[str], at_import: bool, skip: tuple[str, ...] = ()
+) -> set[str]:
+    known = declared(requirements)
+    return {
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in home.rglob("*.py")
+        if not set(skip) & set(path.relative_to(home).parts)
+        for name in outside_imports(path, at_import)
+        if DISTRIBUTIONS.get(name, name).lower() not in known
+    }
+
+
+def test_what_the_code_imports_is_required(setup):
+    core, extras = setup["install_requires"], setup["extras_require"]
+    # Two rooms are entered only by who has installed their extra.
+    assert not undeclared(HOMES["robot_rl"], core, at_import=True, skip=("report", "ros"))
+    assert not undeclared(HOMES["robot_rl_sim"], core + extras["sim"], at_import=True)
+    anything = core + [requirement for listed in extras.values() for requirement in listed]
+    for home in HOMES.values():
+        assert not undeclared(home, anything, at_import=False)
+
+
+def test_an_undeclared_import_is_found(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    source = "import os, numpy\nfrom yaml import load\ndef f():\n    import cv2, scipy.linalg\n"
+    (tmp_path / "module.py").write_text(source)
+    assert undeclared(tmp_path, ["PyYAML>=6"], at_import=True) == {"module.py imports numpy"}
+    assert undeclared(tmp_path, ["numpy", "pyyaml", "opencv-python-headless"], at_import=False) == {
+        "module.py imports scipy"
+    }
+
+
+def test_the_doctor_looks_at_what_is_required(setup):
+    from robot_rl.cli.doctor import CORE_PACKAGES
+
+    assert set(CORE_PACKAGES) == declared(setup["install_requires"])
+
+
 def target_exists(value: str) -> bool:
     """Whether `package.module:function` is defined, told from the source without importing it."""
     module, _, function = value.partition(":")
@@ -226,7 +298,9 @@ def test_the_demo_command_knows_the_launch_files_options(monkeypatch):
         timeout=120,
     )
     for option in options:
-        assert option in done.stdout, f"robot-rl demo does not know {option}:\n{done.stdout}"
+        assert option in done.stdout, (
+            f"robot-rl demo does not know {option}:\n{done.stdout}{done.stderr}"
+        )
 
 
 def path_folders() -> list[Path]:

@@ -1,0 +1,157 @@
+"""The page that tells what the demonstration did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from robot_rl.envs.tasks import make_task
+from robot_rl.errors import RobotRLError
+from robot_rl.report.html import (
+    Commands,
+    Config,
+    Facts,
+    Headline,
+    Number,
+    Plot,
+    Result,
+    Section,
+    Text,
+    Video,
+    Videos,
+    machine_facts,
+    results_table,
+    write_report,
+)
+from robot_rl.report.plots import plot_curves, plot_success_bars
+from robot_rl.report.video import record_videos
+from robot_rl.training.checkpoint import load_agent
+from robot_rl.training.demo import DemoResult
+from robot_rl.training.evaluate import AgentPolicy
+from robot_rl.training.runs import read_metrics
+from robot_rl.training.setup import EnvChoice
+
+_STAGES = {
+    "offline": "after pretraining",
+    "online": "after practice",
+    "transfer": "after practice, on the other engine",
+}
+
+
+def report_demo(result: DemoResult) -> Path:
+    """Write ``report.html`` into the demonstration's folder; returns its path."""
+    config, values = result.config, result.values()
+    task = make_task(config.task)
+    episodes = result.data["episodes"]
+    rows = [Result("recorded operator", round(result.data["success_rate"] * episodes), episodes,
+                   note=f"quality {config.quality}")]
+    rows += [
+        Result.from_scores(f"{s.agent}, {_STAGES[s.stage]} ({s.backend})", s.result.as_dict(),
+                           distance_unit=task.goal_unit)
+        for s in result.stages
+    ]
+    first = config.agents[0]
+    minutes = values["seconds"] / 60
+    sections: list[Section] = [
+        Text(
+            f"A simulated {config.robot} learned to {task.description} on {config.backend}: first "
+            f"from {episodes} recorded episodes of a mediocre operator, then by practising. Every "
+            f"stage below was judged on the same {config.eval_episodes} goals, none of which was "
+            f"seen in training. An episode counts as a success if its last state is within "
+            f"{task.threshold} {task.goal_unit} of the goal. It took {minutes:.1f} minutes."
+        ),
+        Headline([
+            Number("recorded data", f"{values['data_success']:.0%}"),
+            Number("behaviour cloning", f"{values['bc_success']:.0%}"),
+            Number(f"{first} pretrained", f"{values['offline_success']:.0%}"),
+            Number(f"{first} after practice", f"{values['online_success']:.0%}"),
+        ]),
+        results_table(rows, title="Results"),
+        Plot(
+            plot_success_bars({row.label: (row.successes, row.episodes) for row in rows}),
+            caption="Success on held-out goals, with 95% intervals.",
+            title="Success at each stage",
+        ),
+    ]
+    curves = _curves(result)
+    if curves:
+        sections.append(Plot(
+            plot_curves(curves, xlabel="updates of pretraining, then steps of practice",
+                        ylabel="success", percent=True),
+            caption="Success on held-out goals; every agent's practice follows its pretraining.",
+            title="Learning",
+        ))
+    sections.append(_videos(result))
+    sections += [
+        Facts({**{f"{k} (s)": round(v, 1) for k, v in result.seconds.items()}},
+              title="Where the time went"),
+        Commands(_commands(result), title="The same by hand"),
+        Config(config.__dict__, title="Configuration"),
+        Facts(machine_facts(), title="Machine and software"),
+    ]
+    return write_report(result.folder / "report.html",
+                        title=f"{config.robot} learns: {task.name}", sections=sections)
+
+
+def _curves(result: DemoResult) -> dict[str, tuple[list[float], list[float]]]:
+    curves: dict[str, tuple[list[float], list[float]]] = {}
+    for agent in ("bc", *result.config.agents):
+        steps: list[float] = []
+        scores: list[float] = []
+        offset = 0.0
+        for stage in ("offline", "online"):
+            run = result.runs.get(f"{agent} {stage}")
+            last = 0.0
+            for row in read_metrics(run) if run is not None else []:
+                last = max(last, float(row["step"]))
+                if "eval/success_rate" in row:
+                    steps.append(offset + float(row["step"]))
+                    scores.append(float(row["eval/success_rate"]))
+            offset += last
+        if steps:
+            curves[agent] = (steps, scores)
+    return curves
+
+
+def _videos(result: DemoResult) -> Videos:
+    config = result.config
+    wanted = [("bc", "offline", "behaviour cloning"),
+              (config.agents[0], "online", f"{config.agents[0]} after practice")]
+    films: list[Video] = []
+    choice = EnvChoice(task=config.task, robot=config.robot, backend=config.backend)
+    if config.videos == 0:
+        return Videos([], title="Films", note="None were asked for.")
+    try:
+        env = choice.make(render_mode="rgb_array")
+        try:
+            for agent_name, stage, caption in wanted:
+                agent, _ = load_agent(result.runs[f"{agent_name} {stage}"])
+                paths = record_videos(env, AgentPolicy(agent), result.folder / "videos",
+                                      config.videos, config.seed, name=f"{agent_name}-{stage}")
+                films += [Video(path, caption) for path in paths]
+        finally:
+            env.close()
+    except RobotRLError as error:
+        return Videos(films, title="Films", note=f"No films: {error}")
+    return Videos(films, title="Films")
+
+
+def _commands(result: DemoResult) -> list[str]:
+    config: Any = result.config
+    where = f"--task {config.task} --robot {config.robot} --backend {config.backend}"
+    lines = [f"robot-rl collect {where} --quality {config.quality} --episodes {config.episodes} "
+             f"--seed {config.seed} --out data"]
+    for agent in ("bc", *config.agents):
+        lines.append(f"robot-rl pretrain --agent {agent} --data data --seed {config.seed} "
+                     f"--steps {_steps(result, agent, 'offline')} --out {agent}-offline")
+        if agent != "bc":
+            lines.append(f"robot-rl train --from {agent}-offline {where} --seed {config.seed} "
+                         f"--env-steps {_steps(result, agent, 'online')} --out {agent}-online")
+            lines.append(f"robot-rl eval --checkpoint {agent}-online {where} "
+                         f"--episodes {config.eval_episodes} --seed {config.seed}")
+    return lines
+
+
+def _steps(result: DemoResult, agent: str, stage: str) -> int:
+    rows = read_metrics(result.runs[f"{agent} {stage}"])
+    return int(max(row["step"] for row in rows)) if rows else 0
