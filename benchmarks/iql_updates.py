@@ -318,6 +318,8 @@ def bind_cores(threads: int) -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(threads)
+    # Torch's waiting threads spin otherwise, and starve each other as soon as a core is busy.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["JAX_PLATFORMS"] = "cpu"
 
 

@@ -11,7 +11,7 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
             DeclareLaunchArgument("backend", default_value="mujoco", description="Simulator."),
-            DeclareLaunchArgument("out", default_value="runs/demo", description="Run folder."),
+            DeclareLaunchArgument("robot", default_value="sawyer", description="Arm."),
             DeclareLaunchArgument("seed", default_value="0", description="Random seed."),
             DeclareLaunchArgument(
                 "mujoco_gl", default_value="egl", description="MuJoCo renders by egl or osmesa."
@@ -23,8 +23,8 @@ def generate_launch_description() -> LaunchDescription:
                     "demo",
                     "--backend",
                     LaunchConfiguration("backend"),
-                    "--out",
-                    LaunchConfiguration("out"),
+                    "--robot",
+                    LaunchConfiguration("robot"),
                     "--seed",
                     LaunchConfiguration("seed"),
                 ],

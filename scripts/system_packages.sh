@@ -64,7 +64,7 @@ have_apt() { command -v apt-get >/dev/null && command -v dpkg-query >/dev/null; 
 # 1. A Python.
 if [ -n "$wanted" ]; then
     command -v "$wanted" >/dev/null || die "PYTHON=$wanted: no such program"
-    usable "$wanted" || die "PYTHON=$wanted is $("$wanted" --version 2>&1), needed is 3.10 to 3.12"
+    usable "$wanted" || die "PYTHON=$wanted is not a released Python 3.10 to 3.12"
     python="$("$wanted" -c 'import sys; print(sys.executable)')"
 elif ! python="$(find_python)"; then
     if have_apt; then

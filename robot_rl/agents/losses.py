@@ -81,8 +81,7 @@ def gaussian_nll(
     share = 1.0 / count
     weights: Tensor | float = share if weight is None else (weight * share).unsqueeze(1)
     squares = scaled * scaled
-    per_dim = 0.5 * squares + log_std
-    loss = (per_dim * weights).sum()
+    loss = ((0.5 * squares + log_std) * weights).sum()
     total = 1.0 if weight is None else weight.mean()
     return GaussianLoss(
         loss + dims * _HALF_LOG_2PI * total,

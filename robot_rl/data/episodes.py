@@ -58,7 +58,7 @@ class Episode:
 
     def check(self, where: str) -> None:
         """Raise InvalidInputError, naming ``where`` and the array, if shapes or values are off."""
-        steps = len(self.action)
+        steps = len(self.action) if self.action.ndim else 0
         if steps < 1 or self.action.ndim != 2:
             raise InvalidInputError(
                 f"{where}: {ACTION} has shape {self.action.shape}, should be (steps, dimension)"
@@ -77,6 +77,17 @@ class Episode:
                     f"{where}: {name} has shape {array.shape}, should have {expected} rows "
                     f"for {steps} steps"
                 )
+        for name, array in ((REWARD, self.reward), (TERMINATED, self.terminated),
+                            (TRUNCATED, self.truncated), (SUCCESS, self.success)):
+            if array.ndim != 1:
+                raise InvalidInputError(
+                    f"{where}: {name} has shape {array.shape}, should be ({steps},)"
+                )
+        if self.requested is not None and self.requested.shape != self.action.shape:
+            raise InvalidInputError(
+                f"{where}: {REQUESTED} has shape {self.requested.shape}, should be "
+                f"{self.action.shape} as {ACTION} has"
+            )
         if self.observation.ndim < 2:
             raise InvalidInputError(
                 f"{where}: {OBSERVATION} has shape {self.observation.shape}, "
@@ -135,7 +146,7 @@ class DatasetWriter:
         writer = cls.__new__(cls)
         writer.path, writer.count = path, count
         if count == 0:
-            writer.info = DatasetInfo(**read_json(path / "dataset.json", "dataset"))
+            writer.info = _read_info(path / "dataset.json")
             return writer, []
         writer.info, episodes = load_dataset(path)
         return writer, episodes
@@ -231,13 +242,7 @@ def load_dataset(path: str | Path) -> tuple[DatasetInfo, list[Episode]]:
         raise InvalidInputError(f"dataset: {path} does not exist")
     if path.is_file():
         return _load_plain_npz(path)
-    raw = read_json(path / "dataset.json", "dataset")
-    try:
-        info = DatasetInfo(**raw)
-        info.observation_shape = tuple(int(n) for n in info.observation_shape)
-    except TypeError as error:
-        raise InvalidInputError(f"dataset: {path / 'dataset.json'} does not describe a "
-                                f"dataset ({error})") from None
+    info = _read_info(path / "dataset.json")
     if info.format != FORMAT:
         raise InvalidInputError(
             f"dataset: {path} has format {info.format}, this version reads {FORMAT}"
@@ -258,6 +263,22 @@ def load_dataset(path: str | Path) -> tuple[DatasetInfo, list[Episode]]:
     return info, episodes
 
 
+def _read_info(file: Path) -> DatasetInfo:
+    raw = read_json(file, "dataset")
+    try:
+        info = DatasetInfo(**raw)
+        info.observation_shape = tuple(int(n) for n in info.observation_shape)
+        kinds = {"task": str, "goal_dim": int, "action_dim": int, "env": dict, "config": dict}
+        for name, kind in kinds.items():
+            if not isinstance(getattr(info, name), kind):
+                raise TypeError(f"{name} is {getattr(info, name)!r}")
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"dataset: {file} does not describe a dataset ({error})"
+        ) from None
+    return info
+
+
 def _read_npz(file: Path, names: tuple[str, ...]) -> Iterator[tuple[str, NDArray[Any]]]:
     try:
         with zipfile.ZipFile(file) as archive:
@@ -269,7 +290,10 @@ def _read_npz(file: Path, names: tuple[str, ...]) -> Iterator[tuple[str, NDArray
         with np.load(file, allow_pickle=False) as data:
             for name in names:
                 if name in data.files:
-                    yield name, data[name]
+                    array = data[name]
+                    if not isinstance(array, np.ndarray):
+                        raise InvalidInputError(f"dataset: {file}: {name} is not an array")
+                    yield name, array
     except InvalidInputError:
         raise
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, MemoryError,
@@ -318,8 +342,11 @@ def _load_plain_npz(file: Path) -> tuple[DatasetInfo, list[Episode]]:
         arrays["observations"], arrays["actions"], arrays["rewards"])
     lengths = arrays["episode_lengths"]
     steps = len(observations) if observations.ndim else 0
-    if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or (lengths < 2).any():
-        raise InvalidInputError(f"dataset: {file}: episode_lengths should be whole numbers >= 2")
+    if (lengths.ndim != 1 or lengths.dtype.kind not in "iu" or len(lengths) == 0
+            or (lengths < 2).any()):
+        raise InvalidInputError(
+            f"dataset: {file}: episode_lengths should be one or more whole numbers >= 2"
+        )
     for name, array, ndim in (("observations", observations, 2), ("actions", actions, 2),
                               ("rewards", rewards, 1)):
         if array.dtype.kind not in "fiu" or array.ndim != ndim or len(array) != lengths.sum():

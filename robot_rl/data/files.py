@@ -51,7 +51,7 @@ def read_json(path: Path, what: str) -> Any:
         raise InvalidInputError(f"{what}: {path} does not exist") from None
     except OSError as error:
         raise InvalidInputError(f"{what}: cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"{what}: {path} is not valid JSON ({error})") from None
 
 

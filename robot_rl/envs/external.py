@@ -17,7 +17,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from robot_rl.data.episodes import Episode
-from robot_rl.errors import InvalidInputError, MissingDependencyError
+from robot_rl.errors import InvalidInputError, MissingDependencyError, SafetyError
 
 _EMPTY = np.zeros(0, np.float32)
 
@@ -27,6 +27,7 @@ class SparseRule:
     """Success from observations (..., n) to bool (...); the reward is 0 on success, -1 else."""
 
     description: str
+    observation_dim: int
     success: Callable[[NDArray[Any]], NDArray[np.bool_]]
 
 
@@ -35,6 +36,7 @@ class SparseRule:
 RULES: dict[str, SparseRule] = {
     "AdroitHandDoor": SparseRule(
         "door angle above 1.4 rad; reward 0 on success, -1 otherwise",
+        39,
         lambda observation: np.asarray(observation[..., 28] > 1.4),
     ),
 }
@@ -69,7 +71,7 @@ def make_external(task: str, *, render_mode: str | None = None) -> ExternalEnv:
                 ) from None
     try:
         env = gymnasium.make(task, render_mode=render_mode)
-    except gymnasium.error.Error as error:
+    except (gymnasium.error.Error, ImportError) as error:
         raise InvalidInputError(f"unknown task {task!r}: {str(error).splitlines()[0]}") from None
     try:
         return ExternalEnv(env, task)
@@ -112,9 +114,15 @@ class ExternalEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     def step(self, action: NDArray[Any]) -> (
         tuple[dict[str, NDArray[Any]], float, bool, bool, dict[str, Any]]
     ):
-        wanted = np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
+        wanted = np.asarray(action)
+        if wanted.dtype.kind not in "fiu" or wanted.shape != self.action_space.shape:
+            raise SafetyError(
+                f"action {action!r} should be {self.action_space.shape[0]} numbers; "
+                "nothing was sent"
+            )
         if not np.isfinite(wanted).all():
-            raise InvalidInputError(f"action {wanted} is not finite; nothing was sent")
+            raise SafetyError(f"action {wanted} is not finite; nothing was sent")
+        wanted = np.clip(wanted.astype(np.float64), -1.0, 1.0)
         observation, reward, terminated, truncated, info = self.env.step(
             (self._center + self._half * wanted).astype(np.float32)
         )
@@ -141,6 +149,11 @@ def apply_rule(task: str, episodes: list[Episode]) -> list[Episode]:
     if rule is None:
         return episodes
     for episode in episodes:
+        if episode.observation.shape[1:] != (rule.observation_dim,):
+            raise InvalidInputError(
+                f"the data has observations of shape {episode.observation.shape[1:]}, the task "
+                f"{task} has ({rule.observation_dim},)"
+            )
         success = rule.success(episode.observation[1:])
         episode.success = success
         episode.reward = success.astype(np.float32) - 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from typing import Any
 
@@ -26,7 +27,7 @@ def make_env(
     control_hz: float = 10.0,
     action: str | None = None,
     action_speed_m_s: float = 0.25,
-    cameras: tuple[str, ...] | list[str] = ("front",),
+    cameras: tuple[str, ...] | list[str] | str = ("front",),
     extra_cameras: tuple[CameraSpec, ...] = (),
     image_size: int | tuple[int, int] = 48,
     randomization: RandomizationOptions | dict[str, float] | None = None,
@@ -68,9 +69,12 @@ def make_env(
         raise InvalidInputError(f"physics_step_s is {physics_step_s}, should be in [0.0005, 0.01]")
     if render_quality not in ("fast", "default"):
         raise unknown_name("render_quality", render_quality, ("fast", "default"))
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if not (8 <= height <= 1024 and 8 <= width <= 1024):
-        raise InvalidInputError(f"image_size is {image_size}, should be in [8, 1024]")
+    height, width = _image_size(image_size)
+    if isinstance(cameras, str):
+        cameras = (cameras,)
+    # A whole number of steps to a control period: else their number would differ between episodes.
+    period_s = 1.0 / control_hz
+    substeps = math.ceil(period_s / physics_step_s - 1e-9)
     chosen = make_task(task)
     spec = load_robot(robot)
     if isinstance(randomization, dict):
@@ -86,8 +90,8 @@ def make_env(
         RigRequest(
             robot=spec,
             scene=scene,
-            control_period_s=1.0 / control_hz,
-            physics_step_s=physics_step_s,
+            control_period_s=period_s,
+            physics_step_s=period_s / substeps,
             image_height=height,
             image_width=width,
             render_quality=render_quality,
@@ -115,6 +119,16 @@ def make_env(
     except Exception:
         rig.close()
         raise
+
+
+def _image_size(value: Any) -> tuple[int, int]:
+    size = value if isinstance(value, (tuple, list)) else (value, value)
+    whole = all(isinstance(n, (int, np.integer)) and 8 <= n <= 1024 for n in size)
+    if len(size) != 2 or not whole:
+        raise InvalidInputError(
+            f"image_size is {value!r}, should be one or two whole numbers in [8, 1024]"
+        )
+    return int(size[0]), int(size[1])
 
 
 def _from_dict(cls: type[Any], values: dict[str, Any], what: str) -> Any:

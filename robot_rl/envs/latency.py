@@ -29,6 +29,10 @@ class DelayedArm:
         self._latency_s = latency_s
         self._line = None
 
+    def forget(self) -> None:
+        """Empty the line: the next command starts from the measured posture. For a stop."""
+        self._line = None
+
     def state(self, max_age_s: float) -> JointState:
         return self._arm.state(max_age_s)
 

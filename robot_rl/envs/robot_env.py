@@ -137,11 +137,13 @@ class RobotEnv(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
             raise unknown_name("obs", obs, ("state", "image"))
         if render_mode not in (None, "rgb_array"):
             raise unknown_name("render_mode", render_mode, ("rgb_array",))
-        if not (action_speed_m_s > 0.0 and action_turn_rad_s > 0.0):
+        if not (0.0 < action_speed_m_s < np.inf and 0.0 < action_turn_rad_s < np.inf):
             raise InvalidInputError(
                 f"action_speed_m_s is {action_speed_m_s} and action_turn_rad_s "
-                f"{action_turn_rad_s}, both should be positive"
+                f"{action_turn_rad_s}, both should be positive and finite"
             )
+        if not self.camera_names and (obs == "image" or render_mode is not None):
+            raise InvalidInputError(f"images need a camera; valid: {', '.join(rig.cameras)}")
         for camera in self.camera_names:
             if camera not in rig.cameras:
                 raise unknown_name("camera", camera, rig.cameras)
@@ -186,6 +188,8 @@ class RobotEnv(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
     ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Start an episode. ``options`` may give ``goal`` (goal_dim,) and ``start`` (Placement)."""
         super().reset(seed=seed)
+        self.safety.check_released()
+        self._ready = False
         options = options or {}
         unknown = set(options) - {"goal", "start"}
         if unknown:
@@ -337,6 +341,7 @@ class RobotEnv(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
         if self.rig.scene is None:
             raise InvalidInputError("a state can only be restored in simulation")
         self.rig.scene.restore_state(state["scene"])
+        self._view = self.view()
         self.safety.set_state(state["safety"])
         self._goal = state["goal"].copy()
         self._goal32 = self._goal.astype(np.float32)
@@ -355,9 +360,14 @@ class RobotEnv(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
     def _check_action(self, action: ArrayLike) -> Array:
         shape = self.action_space.shape
         try:
-            array = np.array(action, dtype=np.float64)
+            given = np.asarray(action)
+            if given.dtype.kind not in "fiu":
+                raise TypeError
         except (TypeError, ValueError):
-            raise SafetyError(f"action {action!r} is not an array of numbers") from None
+            raise SafetyError(
+                f"action {action!r} is not an array of numbers; nothing was sent"
+            ) from None
+        array = given.astype(np.float64)
         if array.shape != shape:
             raise SafetyError(f"action has shape {array.shape}, should be {shape}; nothing was sent")
         if not np.isfinite(array).all():

@@ -6,7 +6,7 @@ They see the task's view of the world, so they run with any arm, engine and obse
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -37,7 +37,7 @@ class _Memory:
 
     phase: str = "start"
     steps: int = 0
-    point: Array = field(default_factory=lambda: np.zeros(3))
+    opening: float = 1.0
 
 
 def _reach(view: TaskView, goal: Array, memory: _Memory) -> Wish:
@@ -45,7 +45,7 @@ def _reach(view: TaskView, goal: Array, memory: _Memory) -> Wish:
 
 
 def _push(view: TaskView, goal: Array, memory: _Memory) -> Wish:
-    puck = view.tracker.body("puck", view.max_age_s).position_m[:2]
+    puck = view.body("puck").position_m[:2]
     to_goal = goal - puck
     distance = float(np.linalg.norm(to_goal))
     tool = view.tool_m
@@ -72,7 +72,7 @@ def _push(view: TaskView, goal: Array, memory: _Memory) -> Wish:
 
 
 def _pick_place(view: TaskView, goal: Array, memory: _Memory) -> Wish:
-    cube = view.tracker.body("cube", view.max_age_s).position_m
+    cube = view.body("cube").position_m
     tool = view.tool_m
     offset = float(np.linalg.norm(tool[:2] - cube[:2]))
     half = pick_place.CUBE_M / 2
@@ -83,11 +83,14 @@ def _pick_place(view: TaskView, goal: Array, memory: _Memory) -> Wish:
             return Wish(np.array([cube[0], cube[1], height]), 1.0)
         if tool[2] > cube[2] + 0.008:
             return Wish(np.array([cube[0], cube[1], cube[2] + 0.003]), 1.0, 0.6)
-        memory.phase, memory.steps = "grip", 0
+        memory.phase, memory.steps, memory.opening = "grip", 0, 1.0
     if memory.phase == "grip":
+        # Lift only once the fingers have stopped: grippers differ in how fast they close.
         memory.steps += 1
-        if memory.steps >= 4:
-            memory.phase, memory.steps = "carry", 0
+        still = abs(view.gripper_opening - memory.opening) < 0.02
+        memory.opening = view.gripper_opening
+        if memory.steps >= 3 and still:
+            memory.phase = "carry"
         return Wish(np.array([cube[0], cube[1], max(cube[2], half) + 0.003]), 0.0)
     if offset > 0.04 or cube[2] < tool[2] - 0.04:
         memory.phase = "above"
@@ -105,7 +108,7 @@ def _slot_script(
     """For a handle with a slot behind it: go above, down into it, then lead it along its path."""
 
     def script(view: TaskView, goal: Array, memory: _Memory) -> Wish:
-        position, _ = view.tracker.joint(joint, view.max_age_s)
+        position, _ = view.joint(joint)
         at = slot(position)
         tool = view.tool_m
         off = float(np.linalg.norm(tool[:2] - at[:2]))

@@ -36,9 +36,9 @@ _linear = _onednn_linear()
 
 def _by_onednn(x: Tensor) -> bool:
     return (
-        _linear is not None
-        and x.dtype == torch.float32
-        and x.device.type == "cpu"
+        x.dtype is torch.float32
+        and x.is_cpu
+        and _linear is not None
         and not torch.compiler.is_compiling()
     )
 

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import platform
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LARGEST_SVG = 1_000_000  # Above this a plot is inlined as PNG.
+_LONGEST_COMMAND = 88  # Longer ones are broken into lines.
 _MIME = {".mp4": "video/mp4", ".webp": "image/webp", ".png": "image/png"}
 # Colours of a plot on a dark page.
 _DARK = {INK: "#e6edf3", FAINT: "#9aa4af", GRID: "#30363d", SERIES[0]: "#4aa8e8"}
@@ -287,7 +289,7 @@ def _render_plot(section: Plot) -> str:
     if len(svg) > _LARGEST_SVG:
         buffer = io.BytesIO()
         section.figure.savefig(buffer, format="png", dpi=160, facecolor="white")
-        image = f'<img class="paper" alt="{alt}" src="{_data("image/png", buffer.getvalue())}">'
+        image = _paper(alt, "image/png", buffer.getvalue())
     elif INK in svg:
         dark = svg
         for light, other in _DARK.items():
@@ -297,9 +299,14 @@ def _render_plot(section: Plot) -> str:
             f'srcset="{_data("image/svg+xml", dark.encode())}">'
             f'<img alt="{alt}" src="{_data("image/svg+xml", svg.encode())}"></picture>'
         )
-    else:  # Not drawn with this package's colours: it stays black on white.
-        image = f'<img class="paper" alt="{alt}" src="{_data("image/svg+xml", svg.encode())}">'
+    else:  # Not drawn with this package's colours.
+        image = _paper(alt, "image/svg+xml", svg.encode())
     return _figure(image, section.caption)
+
+
+def _paper(alt: str, mime: str, content: bytes) -> str:
+    """An image that stays black on white."""
+    return f'<div class="pan"><img class="paper" alt="{alt}" src="{_data(mime, content)}"></div>'
 
 
 def _svg(figure: Figure) -> str:
@@ -389,8 +396,30 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str
 
 
 def _render_commands(section: Commands) -> str:
-    lines = "\n".join(_text(line) for line in section.lines)
+    lines = "\n".join(_text(_wrapped(line)) for line in section.lines)
     return _paragraphs(section.note) + (f"<pre><code>{lines}</code></pre>" if lines else "")
+
+
+def _wrapped(line: str) -> str:
+    """A long command broken before options, still the same command."""
+    try:
+        words = shlex.split(line)
+    except ValueError:
+        return line
+    if len(line) <= _LONGEST_COMMAND or shlex.join(words) != line:
+        return line
+    options: list[list[str]] = [[]]
+    for word in words:
+        if word.startswith("--"):
+            options.append([])
+        options[-1].append(word)
+    lines = [""]
+    for option in options:
+        text = shlex.join(option)
+        if lines[-1] and len(lines[-1]) + len(text) > _LONGEST_COMMAND - 8:
+            lines.append("")
+        lines[-1] += f" {text}" if lines[-1] else text
+    return " \\\n    ".join(lines)
 
 
 def _render_facts(section: Facts) -> str:
@@ -467,7 +496,8 @@ th, td { text-align: left; padding: .4rem 1.1rem .4rem 0; border-bottom: 1px sol
 thead th { color: var(--faint); font-weight: 600; }
 tbody th { font-weight: 500; }
 td.number { white-space: nowrap; }
-.facts th { color: var(--faint); font-weight: 400; white-space: nowrap; }
+.facts { width: 100%; max-width: 46rem; }
+.facts th { color: var(--faint); font-weight: 400; width: 13rem; }
 .facts td { overflow-wrap: anywhere; }
 figure { margin: 0 0 1.2rem; }
 figure img, figure video { display: block; max-width: 100%; height: auto; border-radius: .4rem; }
@@ -482,6 +512,10 @@ pre { background: var(--shade); border: 1px solid var(--line); border-radius: .4
 code { font: .87rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 pre code { white-space: pre-wrap; overflow-wrap: anywhere; }
 summary { cursor: pointer; color: var(--mark); padding: .2rem 0; }
+@media (max-width: 38rem) {
+  picture, .pan { display: block; overflow-x: auto; }
+  figure picture img, .pan img.paper { width: 36rem; max-width: none; }
+  .facts th { width: 9rem; } }
 details .wide { margin-top: .5rem; }
 footer { color: var(--faint); font-size: .85rem; padding-top: 1.2rem; padding-bottom: 2.5rem; }
 @media print {

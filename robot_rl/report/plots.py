@@ -140,7 +140,8 @@ def plot_panels(
         axes = figure.add_subplot(rows, columns, i + 1)
         _draw(axes, curves, {}, colors)
         _dress(axes, title, xlabel if i + columns >= len(panels) else "", "", False)
-        axes.xaxis.set_major_locator(need("matplotlib.ticker", "plots").MaxNLocator(4))
+        ticker = need("matplotlib.ticker", "plots")
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(4, steps=[1, 2, 5, 10]))
         if boundary is not None:
             _draw_boundary(axes, boundary, words=False)
     if len(colors) > 1:

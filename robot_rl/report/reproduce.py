@@ -53,9 +53,9 @@ def run_command(config: Mapping[str, Any]) -> str:
     shares = _mapping(config.get("relabelling"))
     task = str(_mapping(config.get("env")).get("task", ""))
     usual = dataclasses.asdict(default_relabelling(agent, 0 if is_external(task) else 1))
-    if shares and dict(shares) != usual:
-        words += _flags(Relabelling, {k: v for k, v in shares.items() if v}, prefix="relabel-",
-                        always=Relabelling.NAMES)
+    used = {name: share for name, share in shares.items() if share}
+    if used and used != {name: share for name, share in usual.items() if share}:
+        words += _flags(Relabelling, used, prefix="relabel-", always=Relabelling.NAMES)
     return shlex.join(words)
 
 

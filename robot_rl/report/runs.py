@@ -179,8 +179,8 @@ def report_run(
         if len(results) > 1:
             figure = plot_success_bars(_bars(results))
             save_png(figure, run.folder / "plots" / "results.png")
-            sections.append(Plot(figure, "Success rates with Wilson's 95% intervals: the true "
-                                 "rate lies within in 19 of 20 cases."))
+            sections.append(Plot(figure, "Bars: share of episodes that succeeded. Lines: its 95% "
+                                 "interval (Wilson), wide where episodes were few."))
     sections += _curve_sections(run, runs, labels, has_results=bool(results))
     sections.append(_videos(run, videos))
     evaluations = _evaluations(run)
@@ -389,7 +389,7 @@ def _about_task(run: Run) -> str:
     if task is None:
         return f"Task: {name}."
     where = _ENGINES.get(env.backend, f"through the backend {env.backend}")
-    text = (f"Task: {name}, {task.description}, with a {_ROBOTS.get(env.robot, env.robot)} "
+    text = (f"Task: {name} ({task.description}), with a {_ROBOTS.get(env.robot, env.robot)} "
             f"{where}, at {env.control_hz:g} actions per second. An episode lasts "
             f"{task.duration_s:g} s; the goal counts as reached within "
             f"{format_distance(task.threshold, task.goal_unit)}.")
@@ -483,7 +483,7 @@ def _curve_sections(
     success = drawn(_SUCCESS)
     if success:
         bands = {}
-        caption = "Success on held-out goals, which are the same at every evaluation."
+        caption = "Share of episodes that ended at their goal, none of which was practised."
         if len(runs) == 1:
             scores = [s for phase in run.phases for s in phase.evaluations()]
             limits = [wilson_interval(*_rate(s)) for s in scores]
@@ -509,11 +509,13 @@ def _curve_sections(
     distance = drawn(_DISTANCE)
     if distance and max(len(r.curve(_DISTANCE, at)[0]) for r in runs) > 1:  # type: ignore[arg-type]
         unit = _unit(run)
+        if unit == "m":
+            distance, unit = _scaled(distance, 100.0), "cm"
         add("distance", plot_curves(
             distance, title="Distance from the goal at the end of held-out episodes",
             xlabel=xlabel, ylabel=f"mean distance [{unit}]" if unit else "mean distance",
             boundary=boundary,
-        ), "Falls before the success rate rises: the agent comes nearer." + _about_groups(distance))
+        ), "Mean over the episodes of an evaluation; lower is better." + _about_groups(distance))
     panels = {}
     for key in dict.fromkeys(key for r in runs for key in r.keys()):
         if "/" not in key and not key.endswith("_per_second"):
@@ -532,6 +534,14 @@ def _curve_sections(
         sections.append(Text("Success was not measured while learning: the run was made without "
                              "evaluations (--eval-episodes)."))
     return sections
+
+
+def _scaled(curves: Curves, factor: float) -> Curves:
+    def scale(curve: Curve) -> Curve:
+        return curve[0], factor * np.asarray(curve[1], dtype=np.float64)
+
+    return {label: [scale(run) for run in curve] if isinstance(curve, list) else scale(curve)
+            for label, curve in curves.items()}
 
 
 def _about_groups(curves: Curves) -> str:

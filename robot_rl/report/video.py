@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from robot_rl.training.evaluate import HELD_OUT, Policy, run_episode
 Frame = NDArray[np.uint8]
 
 VIDEO_SIZE = (240, 320)  # Height, width of what record_videos writes.
+MAX_FPS = 30.0  # Faster environments are filmed at every second step, third, and so on.
 HOLD_S = 1.0  # For how long the last frame stands, so that the outcome can be read.
 
 _log = logging.getLogger(__name__)
@@ -147,33 +149,36 @@ class Film:
     def outcome(self) -> str:
         """How it went, in words."""
         if self.success:
-            text = "goal reached"
+            text = "success"
             if self.first_success is not None:
                 text += f", first at step {self.first_success} of {self.steps}"
         elif self.first_success is not None:
-            text = f"goal reached at step {self.first_success}, but lost by the end"
+            text = f"success at step {self.first_success}, but lost by the end"
         else:
-            text = f"goal not reached in {self.steps} steps"
+            text = f"no success in {self.steps} steps"
         if self.distance is not None:
-            text += f"; {format_distance(self.distance, self.unit)} away at the end"
+            text += f"; {format_distance(self.distance, self.unit)} from the goal at the end"
         return text
 
 
 class _Watch(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Keeps the last ``info``, which ``on_step`` is not given."""
+    """Keeps what ``on_step`` is not given: the last ``info``, the step, whether it was the end."""
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         super().__init__(env)
         self.info: dict[str, Any] = {}
+        self.steps, self.ended = 0, False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> (
         tuple[Any, dict[str, Any]]
     ):
         observation, self.info = self.env.reset(seed=seed, options=options)
+        self.steps, self.ended = 0, False
         return observation, self.info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, self.info = self.env.step(action)
+        self.steps, self.ended = self.steps + 1, terminated or truncated
         return observation, reward, terminated, truncated, self.info
 
 
@@ -211,15 +216,16 @@ def film_episodes(
     watch = _Watch(env)
     inner = env.unwrapped
     unit = inner.task.goal_unit if isinstance(inner, RobotEnv) else ""
-    fps = float(env.metadata.get("render_fps") or 10)
+    rate = float(env.metadata.get("render_fps") or 10)
+    every = max(1, math.ceil(rate / MAX_FPS - 1e-9))
+    fps = rate / every
     films = []
     for i in range(episodes):
         frames: list[Frame] = []
-        infos: list[dict[str, Any]] = []
 
-        def on_step(frames: list[Frame] = frames, infos: list[dict[str, Any]] = infos) -> None:
-            infos.append(watch.info)
-            frames.append(_annotate(_render(env), len(frames), watch.info, unit))
+        def on_step(frames: list[Frame] = frames) -> None:
+            if watch.steps % every == 0 or watch.ended:
+                frames.append(_annotate(_render(env), watch.steps, watch.info, unit))
 
         episode, info = run_episode(
             watch, policy, seed=HELD_OUT + 10_000 * seed + i, on_step=on_step

@@ -8,6 +8,7 @@ hold is latched until :meth:`SafetyFilter.rearm`. None of this replaces the emer
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from robot_rl.errors import InvalidInputError, SafetyError
-from robot_rl.interfaces import Arm, Array, Clock, Gripper, JointSetpoints
+from robot_rl.interfaces import Arm, Array, Clock, Gripper, JointSetpoints, JointState
 from robot_rl.kinematics import Kinematics
 
 
@@ -60,9 +61,10 @@ class SafetyConfig:
             raise InvalidInputError(
                 f"safety: joint_margin_rad is {self.joint_margin_rad}, should be in [0, 0.5]"
             )
-        if self.setpoints_per_command < 1:
+        rows = self.setpoints_per_command
+        if not isinstance(rows, int) or rows < 1:
             raise InvalidInputError(
-                f"safety: setpoints_per_command is {self.setpoints_per_command}, should be >= 1"
+                f"safety: setpoints_per_command is {rows}, should be a whole number >= 1"
             )
 
 
@@ -91,6 +93,8 @@ class SafetyCounters:
 
 
 _TOOL_DOWN = np.diag([1.0, -1.0, -1.0])
+# A turn that lags further behind than this [rad] is held up by a joint's limit.
+_TURN_LAG_RAD = 0.15
 # How far past a limit a measurement must be to count: sensor noise and tracking overshoot.
 _BOX_TOLERANCE_M = 0.01
 _JOINT_TOLERANCE_RAD = 0.01
@@ -158,13 +162,23 @@ class SafetyFilter:
 
         Raises:
             StaleDataError: the arm's state is older than ``max_state_age_s``.
+            SafetyError: the arm reports what is not a number.
         """
-        state = self._arm.state(self.config.max_state_age_s)
+        state = self._state()
         pose, jacobian = self.kinematics.forward_and_jacobian(state.position_rad)
         self._measured_tool = pose[:3, 3] - self._origin
         self._measured_velocity = jacobian[:3] @ state.velocity_rad_s
         self._watch(state.position_rad, state.velocity_rad_s)
         return self._measured_tool, self._measured_velocity
+
+    def _state(self) -> JointState:
+        state = self._arm.state(self.config.max_state_age_s)
+        if not (np.isfinite(state.position_rad).all() and np.isfinite(state.velocity_rad_s).all()):
+            raise SafetyError(
+                f"the arm reports joint angles {state.position_rad} rad and velocities "
+                f"{state.velocity_rad_s} rad/s, should be finite"
+            )
+        return state
 
     def _watch(self, q_rad: Array, velocity_rad_s: Array) -> None:
         tool = self._measured_tool
@@ -200,7 +214,7 @@ class SafetyFilter:
 
     def sync(self) -> None:
         """Take the measured posture as the set-point; for the start of an episode."""
-        state = self._arm.state(self.config.max_state_age_s)
+        state = self._state()
         self._q = state.position_rad.copy()
         pose = self.kinematics.forward(self._q)
         self._tool = pose[:3, 3] - self._origin
@@ -215,8 +229,7 @@ class SafetyFilter:
         Raises:
             SafetyError: the arm is held; only :meth:`rearm` releases it.
         """
-        if self.held is not None:
-            raise SafetyError(f"the arm is held ({self.held}); rearm() releases it")
+        self.check_released()
         self.sync()
         self.counters = SafetyCounters()
 
@@ -251,8 +264,7 @@ class SafetyFilter:
             SafetyError: the arm is held, or the command is not finite or of the wrong shape; then
                 nothing was sent.
         """
-        if self.held is not None:
-            raise SafetyError(f"the arm is held ({self.held}); rearm() releases it")
+        self.check_released()
         config = self.config
         try:
             delta = _finite(delta_m, (3,), "tool displacement")
@@ -266,7 +278,7 @@ class SafetyFilter:
 
         limited = False
         reach = config.max_speed_m_s * duration
-        length = float(np.sqrt(delta @ delta))
+        length = math.hypot(*delta)
         if length > reach * (1.0 + 1e-9):
             delta = delta * (reach / length)
             limited = True
@@ -277,12 +289,18 @@ class SafetyFilter:
 
         wanted = self._tool + delta
         target = np.minimum(np.maximum(wanted, self._low), self._high)
+        # From outside the box (pushed there by hand, say) the way back is no faster than any other.
+        way = target - self._tool
+        far = math.hypot(*way)
+        if far > reach * (1.0 + 1e-9):
+            target = self._tool + way * (reach / far)
         lead = target - self._measured_tool
         distance = float(np.sqrt(lead @ lead))
         leash = config.leash_m + reach
         if distance > leash:
             target = self._measured_tool + lead * (leash / distance)
-            target = np.minimum(np.maximum(target, self._low), self._high)
+            if far <= reach * (1.0 + 1e-9):
+                target = np.minimum(np.maximum(target, self._low), self._high)
         executed = target - self._tool
         limited = limited or bool(np.abs(target - wanted).max() > 1e-9)
 
@@ -302,7 +320,11 @@ class SafetyFilter:
             pose = self.kinematics.forward(q)
             reached = pose[:3, 3] - self._origin
             executed, target = reached - self._tool, reached
-            turn = 0.0 if ratio > 1.0 else turn
+            turn = turn / ratio if ratio > 1.0 else turn
+            limited = True
+        if turn != 0.0 and abs(error[5] - turn) > _TURN_LAG_RAD:
+            pose = self.kinematics.forward(q)
+            turn = _wrap(math.atan2(pose[1, 0], pose[0, 0]) - self._yaw)
             limited = True
 
         self._arm.command(
@@ -319,8 +341,7 @@ class SafetyFilter:
         Raises:
             SafetyError: the arm is held, or the command is not a finite number.
         """
-        if self.held is not None:
-            raise SafetyError(f"the arm is held ({self.held}); rearm() releases it")
+        self.check_released()
         try:
             value = float(_finite(opening, (), "gripper opening"))
         except InvalidInputError as error:
@@ -331,13 +352,26 @@ class SafetyFilter:
     def hold(self, reason: str) -> None:
         """Stop where the arm is and refuse commands until :meth:`rearm`."""
         self.held = reason
-        state = self._arm.state(self.config.max_state_age_s)
+        self._forget()
+        state = self._state()
         self._arm.command(JointSetpoints(state.position_rad[None].copy(), 0.01))
+
+    def check_released(self) -> None:
+        """Raise SafetyError if the arm is held."""
+        if self.held is not None:
+            raise SafetyError(f"the arm is held ({self.held}); rearm() releases it")
 
     def rearm(self) -> None:
         """An operator's release of a hold; the set-point becomes the measured posture first."""
+        self._forget()
         self.sync()
         self.held = None
+
+    def _forget(self) -> None:
+        """Set-points that a slow line still holds must not reach the arm after a stop."""
+        forget = getattr(self._arm, "forget", None)
+        if forget is not None:
+            forget()
 
     def _pose(self, tool_m: Array, yaw_rad: float) -> Array:
         if yaw_rad == 0.0:
@@ -351,7 +385,10 @@ class SafetyFilter:
 
 def _finite(value: ArrayLike, shape: tuple[int, ...], what: str) -> Array:
     try:
-        array = np.asarray(value, dtype=np.float64)
+        given = np.asarray(value)
+        if given.dtype.kind not in "fiu":
+            raise TypeError
+        array = given.astype(np.float64)
     except (TypeError, ValueError):
         raise InvalidInputError(f"{what} is {value!r}, should be numbers of shape {shape}") from None
     if array.shape != shape:
@@ -359,3 +396,7 @@ def _finite(value: ArrayLike, shape: tuple[int, ...], what: str) -> Array:
     if not np.isfinite(array).all():
         raise InvalidInputError(f"{what} is {array}, should be finite")
     return array
+
+
+def _wrap(angle_rad: float) -> float:
+    return (angle_rad + math.pi) % (2.0 * math.pi) - math.pi

@@ -24,6 +24,7 @@ from robot_rl_sim.common import (
     ARM_DAMPING,
     ARM_FREQUENCY_RAD_S,
     COLLIDES_WITH,
+    GRAVITY_M_S2,
     HIDDEN_M,
     LIGHT_DIRECTION,
     MARKER_RADIUS_M,
@@ -45,7 +46,6 @@ from robot_rl_sim.common import (
 )
 from robot_rl_sim.urdf_writer import urdf_path
 
-_GRAVITY_M_S2 = 9.81
 _HIDDEN = (0.0, 0.0, HIDDEN_M)
 _UPRIGHT = (0.0, 0.0, 0.0, 1.0)
 _SOLVER_ITERATIONS = 100
@@ -103,6 +103,7 @@ class BulletSimulation(Simulation):
             self._client = self._bullet.connect(self._bullet.DIRECT)
             self._build()
         # Every later state is reached from this one, in which nothing touches anything.
+        self._scatter()
         self._pristine = self._bullet.saveState(physicsClientId=self._client)
         self.place(np.array(self.spec.home_rad, dtype=np.float64), Placement(np.zeros(3)))
 
@@ -129,9 +130,7 @@ class BulletSimulation(Simulation):
             for name, body in self._bodies.items()
             if body.motion == "free"
         }
-        self._hinges = {
-            name: self._body_ids[body.name] for name, body in self._joints.items()
-        }
+        self._hinges = {name: self._body_ids[body.name] for name, body in self._joints.items()}
         self._markers = {name: self._add_marker() for name in self.scene.markers}
         self._apply_randomization()
 
@@ -303,6 +302,21 @@ class BulletSimulation(Simulation):
                 physicsClientId=client,
             )  # fmt: skip
 
+    def _scatter(self) -> None:
+        """Take everything that moves apart, which empties the engine's caches of contacts."""
+        bullet, client = self._bullet, self._client
+        for joint, value in zip(self._arm_joints, self.spec.home_rad, strict=True):
+            bullet.resetJointState(self._arm, joint, value, 0.0, physicsClientId=client)
+        for i, (body_id, _) in enumerate(self._free.values()):
+            place = (0.0, 0.0, -HIDDEN_M + 10.0 * i)
+            bullet.resetBasePositionAndOrientation(body_id, place, _UPRIGHT, physicsClientId=client)
+        bullet.performCollisionDetection(physicsClientId=client)
+
+    def _forget(self) -> None:
+        """Back to where nothing is remembered of what has been."""
+        self._scatter()
+        self._bullet.restoreState(stateId=self._pristine, physicsClientId=self._client)
+
     def joint_state(self) -> tuple[Array, Array]:
         states = self._bullet.getJointStates(
             self._arm, self._arm_joints, physicsClientId=self._client
@@ -347,7 +361,7 @@ class BulletSimulation(Simulation):
         joints: Mapping[str, float],
     ) -> None:
         bullet, client = self._bullet, self._client
-        bullet.restoreState(stateId=self._pristine, physicsClientId=client)
+        self._forget()
         positions = [*arm_rad.tolist(), finger_m, finger_m]
         for joint, value in zip(self._driven, positions, strict=True):
             bullet.resetJointState(self._arm, joint, value, 0.0, physicsClientId=client)
@@ -374,7 +388,7 @@ class BulletSimulation(Simulation):
         with tempfile.TemporaryDirectory(prefix="robot_rl_state_") as folder:
             path = Path(folder) / "state.bullet"
             path.write_bytes(np.asarray(state["bullet_state"], dtype=np.uint8).tobytes())
-            bullet.restoreState(stateId=self._pristine, physicsClientId=client)
+            self._forget()
             try:
                 bullet.restoreState(fileName=str(path), physicsClientId=client)
             except bullet.error as error:
@@ -406,7 +420,7 @@ class BulletSimulation(Simulation):
                 localInertiaDiagonal=(inertia.moments_kg_m2 * values.mass_scale).tolist(),
                 lateralFriction=body.friction * values.friction_scale, physicsClientId=client,
             )  # fmt: skip
-            self._weights.append((body_id, link, mass * _GRAVITY_M_S2))
+            self._weights.append((body_id, link, mass * GRAVITY_M_S2))
 
     # Rendering.
 
@@ -471,9 +485,7 @@ def _body_urdf(body: BodySpec) -> str:
     inertia = body_inertia(body)
     inertial = xml.SubElement(link, "inertial")
     roll, pitch, yaw = _rpy(inertia.axes)
-    xml.SubElement(
-        inertial, "origin", xyz=_text(inertia.com_m), rpy=f"{roll!r} {pitch!r} {yaw!r}"
-    )
+    xml.SubElement(inertial, "origin", xyz=_text(inertia.com_m), rpy=f"{roll!r} {pitch!r} {yaw!r}")
     xml.SubElement(inertial, "mass", value=repr(inertia.mass_kg))
     xx, yy, zz = (repr(float(value)) for value in inertia.moments_kg_m2)
     xml.SubElement(inertial, "inertia", ixx=xx, iyy=yy, izz=zz, ixy="0", ixz="0", iyz="0")

@@ -28,10 +28,10 @@ from robot_rl.interfaces import (
     Rig,
     RigRequest,
 )
-from robot_rl.kinematics import quat_from_rotation, rotation_from_quat
+from robot_rl.kinematics import rotation_from_quat
 from robot_rl.specs import BodySpec, CameraSpec, Geom, HingeJoint, RobotSpec, SlideJoint
-from robot_rl.specs.scene import Quat, Vec3
 
+GRAVITY_M_S2 = 9.81
 ARM_FREQUENCY_RAD_S = 100.0
 """Natural frequency of the joint controllers: how fast a tracking error dies out."""
 ARM_DAMPING = 1.0
@@ -151,7 +151,9 @@ def unit_quat(quat_xyzw: ArrayLike) -> Array:
     quat = np.array(quat_xyzw, dtype=np.float64)
     norm = math.sqrt(quat @ quat) if quat.shape == (4,) else 0.0
     if not (0.0 < norm < math.inf):
-        raise InvalidInputError(f"quaternion {quat_xyzw} should be four finite numbers, not all 0")
+        raise InvalidInputError(
+            f"quaternion {quat_xyzw!r} should be four finite numbers, not all 0"
+        )
     return quat / norm
 
 
@@ -551,8 +553,7 @@ class Simulation(ABC):
             if name not in self.scene.markers:
                 raise unknown_name("marker", name, self.scene.markers)
         self.markers_m = {
-            name: _finite(position, 3, f"marker {name!r}")
-            for name, position in positions_m.items()
+            name: _finite(position, 3, f"marker {name!r}") for name, position in positions_m.items()
         }
 
     def randomize(self, values: Randomization) -> None:
@@ -609,7 +610,7 @@ def _same_draw(first: Randomization, second: Randomization) -> bool:
 def _finite(value: ArrayLike, size: int, what: str) -> Array:
     array = np.array(value, dtype=np.float64)
     if array.shape != (size,) or not np.isfinite(array).all():
-        raise InvalidInputError(f"{what} is {value}, should be {size} finite numbers")
+        raise InvalidInputError(f"{what} is {value!r}, should be {size} finite numbers")
     return array
 
 
@@ -699,30 +700,3 @@ class SimTracker:
     def joint(self, name: str, max_age_s: float) -> tuple[float, float]:
         _check_age(max_age_s)
         return self._simulation.scene_joint(name)
-
-
-__all__ = [
-    "ARM_ARMATURE_KG_M2",
-    "ARM_DAMPING",
-    "ARM_FREQUENCY_RAD_S",
-    "COLLIDES_WITH",
-    "HIDDEN_M",
-    "LIGHT_DIRECTION",
-    "MARKER_RADIUS_M",
-    "MARKER_RGBA",
-    "TABLE_RGBA",
-    "BodyInertia",
-    "CameraPose",
-    "Group",
-    "Quat",
-    "SetpointStream",
-    "Simulation",
-    "Vec3",
-    "body_group",
-    "body_inertia",
-    "colliding_links",
-    "joint_axis",
-    "joint_range",
-    "quat_from_rotation",
-    "shifted_rgba",
-]

@@ -67,7 +67,7 @@ def link_rgba(spec: RobotSpec) -> dict[str, Rgba]:
         link.name: style.accent_rgba if i % 2 else style.rgba for i, link in enumerate(spec.links)
     }
     colors[spec.gripper.base_link] = style.gripper_rgba
-    colors.update({name: _FINGER_RGBA for name in spec.gripper.finger_links})
+    colors.update(dict.fromkeys(spec.gripper.finger_links, _FINGER_RGBA))
     return colors
 
 
@@ -140,9 +140,7 @@ def _arm(robot: xml.Element, spec: RobotSpec) -> None:
             joint.origin_xyz_m, joint.origin_rpy_rad,
         )  # fmt: skip
         xml.SubElement(element, "axis", xyz="0 0 1")
-        _limit(
-            element, joint.lower_rad, joint.upper_rad, joint.torque_nm, joint.velocity_rad_s
-        )
+        _limit(element, joint.lower_rad, joint.upper_rad, joint.torque_nm, joint.velocity_rad_s)
     flange = flange_link(spec)
     _link(robot, flange, 0.0, _ZERO, _NO_INERTIA)
     _joint(

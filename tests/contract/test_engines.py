@@ -65,12 +65,12 @@ CUBE = BodySpec(
     (-0.05, 0.2, 0.015),
     mass_kg=0.05,
 )
-CABINET = BodySpec("cabinet", (Geom("box", (0.2, 0.14, 0.02)),), "fixed", (0.25, 0.2, 0.12))
+CABINET = BodySpec("cabinet", (Geom("box", (0.1, 0.14, 0.02)),), "fixed", (0.34, 0.2, 0.12))
 DRAWER = BodySpec(
     "drawer",
     (
         Geom("box", (0.14, 0.1, 0.1), rgba=(0.2, 0.6, 0.3, 1.0)),
-        Geom("box", (0.02, 0.1, 0.02), (-0.08, 0.0, -0.03), rgba=(0.9, 0.1, 0.1, 1.0)),
+        Geom("box", (0.04, 0.1, 0.02), (-0.09, 0.0, -0.03), rgba=(0.9, 0.1, 0.1, 1.0)),
     ),
     SlideJoint("drawer_slide", (1.0, 0.0, 0.0), -0.1, 0.15),
     (0.22, 0.2, 0.06),
@@ -431,20 +431,17 @@ def test_a_puck_lies_still_and_slides_when_pushed(push_rig: Rig):
     assert abs(puck.position_m[1]) < 0.01
     assert puck.position_m[2] == pytest.approx(0.02, abs=5e-4)
     np.testing.assert_allclose(puck.velocity_m_s, 0.0, atol=2e-3)
-    np.testing.assert_allclose(puck.angular_velocity_rad_s, 0.0, atol=2e-2)
+    np.testing.assert_allclose(puck.angular_velocity_rad_s, 0.0, atol=0.1)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_friction_stops_a_sliding_puck_where_it_should(engine: str):
-    # Thrown off a tilted start: a puck let fall onto the table with no speed stays below it, and
-    # a shallow slope is what friction holds; both engines are asked for the same coefficient.
+def test_a_puck_falls_with_gravity_and_lands(engine: str):
     rig = make_rig(engine, "panda")
-    assert rig.scene is not None
     hand = Hand(rig)
     hand.place((-0.2, 0.2, 0.3), bodies={"puck": (np.array([0.1, 0.0, 0.05]), IDENTITY)})
     hand.wait(0.05)
     speed = rig.tracker.body("puck", 0.0).velocity_m_s[2]
-    assert speed == pytest.approx(-9.81 * 0.05, abs=0.03)
+    assert speed == pytest.approx(-9.81 * 0.05, abs=1e-3)
     hand.wait(1.0)
     np.testing.assert_allclose(
         rig.tracker.body("puck", 0.0).position_m, (0.1, 0.0, 0.02), atol=1e-3
@@ -485,8 +482,8 @@ def test_a_drawer_and_a_door_move_when_pushed_and_stay(room: Rig):
     hand.move((0.17, 0.2, 0.03))
     hand.wait(0.5)
     position, velocity = room.tracker.joint("drawer_slide", 0.0)
-    # The handle's face is at 0.13, the finger's half width is 0.01.
-    assert position == pytest.approx(0.05, abs=0.003)
+    # The handle's face is at 0.11, the finger's half width is 0.01.
+    assert position == pytest.approx(0.07, abs=0.003)
     assert abs(velocity) < 1e-3
     drawer = room.tracker.body("drawer", 0.0)
     np.testing.assert_allclose(drawer.position_m, (0.22 + position, 0.2, 0.06), atol=1e-9)
@@ -553,8 +550,8 @@ def test_a_free_body_spins_and_flies_in_workspace_axes(engine: str):
         moved = (after.position_m - before.position_m) / 0.005
         turn = rotation_from_quat(after.quat_xyzw) @ rotation_from_quat(before.quat_xyzw).T
         spin = np.array([turn[2, 1] - turn[1, 2], turn[0, 2] - turn[2, 0], turn[1, 0] - turn[0, 1]])
-        # Both engines move by the velocity after the step.
-        np.testing.assert_allclose(moved, after.velocity_m_s, atol=0.02)
+        # Both engines move by the velocity after the step, MuJoCo by the mean in free fall.
+        np.testing.assert_allclose(moved, after.velocity_m_s, atol=0.03)
         np.testing.assert_allclose(spin / 0.01, after.angular_velocity_rad_s, atol=0.1)
     rig.close()
 
@@ -822,10 +819,10 @@ def test_rendering_does_not_disturb_the_physics(engine: str):
     for draw in (False, True):
         hand.place((0.0, 0.0, 0.02))
         rng = np.random.default_rng(0)
-        for _ in range(8):
+        for i in range(8):
             hand.step((*rng.uniform(-0.1, 0.3, 2), 0.0))
             if draw:
-                rig.scene.show_markers({"goal": rng.uniform(-0.1, 0.1, 3)})
+                rig.scene.show_markers({"goal": np.array([0.01 * i, 0.0, 0.02])})
                 rig.scene.render("front", 16, 16, markers=True)
         runs.append(everything(rig))
     np.testing.assert_array_equal(runs[0], runs[1])
@@ -880,13 +877,15 @@ def test_less_friction_lets_a_puck_slide_farther(engine: str):
     for scale in (2.0, 0.25):
         rig.scene.randomize(Randomization(friction_scale=scale))
         hand.place((0.0, 0.0, 0.02))
-        for _ in range(5):
-            hand.step((0.25, 0.0, 0.0))
+        for speed in (0.125, *[0.25] * 7):
+            hand.step((speed, 0.0, 0.0))
+        before = rig.tracker.body("puck", 0.0).position_m[0]
         hand.step((-0.25, 0.0, 0.0))
         hand.wait(1.5)
-        distances.append(rig.tracker.body("puck", 0.0).position_m[0])
+        distances.append(rig.tracker.body("puck", 0.0).position_m[0] - before)
     # v^2 / (2 mu g) at 0.25 m/s: 4 mm at 0.8, 32 mm at 0.1.
-    assert distances[1] - distances[0] == pytest.approx(0.028, abs=0.012)
+    assert distances[0] == pytest.approx(0.004, abs=0.006)
+    assert distances[1] == pytest.approx(0.032, abs=0.006)
     rig.close()
 
 

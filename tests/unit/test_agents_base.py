@@ -150,6 +150,23 @@ def test_act_refuses(
         make("bc").act(observation, goal)
 
 
+def test_the_copy_that_acts_for_a_gpu_follows_the_learner() -> None:
+    """On a GPU a copy on the CPU acts; here both are on the CPU, and must stay equal."""
+    direct, copied = make("iql"), make("iql")
+    copied._make_cpu_actor()
+    rng = np.random.default_rng(0)
+    observations, goals = rng.normal(size=(30, OBS)), rng.normal(size=(30, GOAL))
+    for agent in (direct, copied):
+        agent.fit_normalizer(observations, goals)
+    for step in range(3):
+        for agent in (direct, copied):
+            agent.update(make_batch(seed=step))
+        assert (direct.act(observations, goals) == copied.act(observations, goals)).all()
+    copied.load_state_dict(make("iql", seed=5).state_dict())
+    direct.load_state_dict(make("iql", seed=5).state_dict())
+    assert (direct.act(observations, goals) == copied.act(observations, goals)).all()
+
+
 def test_acting_is_quick() -> None:
     agent = make_agent("iql", observation_dim=17, goal_dim=3, action_dim=6)
     observation, goal = np.zeros(17), np.zeros(3)

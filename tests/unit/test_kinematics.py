@@ -24,9 +24,7 @@ N_POSTURES = 1000
 
 def postures(kinematics: Kinematics, count: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return rng.uniform(
-        kinematics.lower_rad, kinematics.upper_rad, (count, kinematics.n_joints)
-    )
+    return rng.uniform(kinematics.lower_rad, kinematics.upper_rad, (count, kinematics.n_joints))
 
 
 def angle_between(first: np.ndarray, second: np.ndarray) -> float:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from robot_rl.interfaces import Array, ObjectTracker, Placement
+from robot_rl.interfaces import Array, BodyState, ObjectTracker, Placement
 from robot_rl.specs.scene import CameraSpec, SceneSpec
 
 DEFAULT_CAMERAS = (
@@ -28,6 +28,18 @@ class TaskView:
     gripper_opening: float
     tracker: ObjectTracker
     max_age_s: float
+    _bodies: dict[str, BodyState] = field(default_factory=dict)
+
+    def body(self, name: str) -> BodyState:
+        """A tracked body, read once a view."""
+        state = self._bodies.get(name)
+        if state is None:
+            state = self._bodies[name] = self.tracker.body(name, self.max_age_s)
+        return state
+
+    def joint(self, name: str) -> tuple[float, float]:
+        """Position [m] or [rad] and velocity of a joint of the scene."""
+        return self.tracker.joint(name, self.max_age_s)
 
 
 class Task(ABC):

@@ -73,10 +73,10 @@ class Door(Task):
         return Placement(self.slot(float(goal[0])), joints={"door_hinge": float(goal[0])})
 
     def achieved(self, view: TaskView) -> Array:
-        return np.array([view.tracker.joint("door_hinge", view.max_age_s)[0]])
+        return np.array([view.joint("door_hinge")[0]])
 
     def features(self, view: TaskView) -> Array:
-        angle, velocity = view.tracker.joint("door_hinge", view.max_age_s)
+        angle, velocity = view.joint("door_hinge")
         slot = self.slot(angle)
         return np.concatenate([[angle, velocity], slot, slot - view.tool_m])
 

@@ -73,10 +73,10 @@ class Drawer(Task):
         return Placement(self.slot(float(goal[0])), joints={"drawer_slide": float(goal[0])})
 
     def achieved(self, view: TaskView) -> Array:
-        return np.array([view.tracker.joint("drawer_slide", view.max_age_s)[0]])
+        return np.array([view.joint("drawer_slide")[0]])
 
     def features(self, view: TaskView) -> Array:
-        opening, velocity = view.tracker.joint("drawer_slide", view.max_age_s)
+        opening, velocity = view.joint("drawer_slide")
         slot = self.slot(opening)
         return np.concatenate([[opening, velocity], slot, slot - view.tool_m])
 

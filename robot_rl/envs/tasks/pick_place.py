@@ -57,10 +57,10 @@ class PickPlace(Task):
         return Placement(tool, gripper_opening=1.0, bodies={"cube": (cube, _UPRIGHT)})
 
     def achieved(self, view: TaskView) -> Array:
-        return view.tracker.body("cube", view.max_age_s).position_m
+        return view.body("cube").position_m
 
     def features(self, view: TaskView) -> Array:
-        cube = view.tracker.body("cube", view.max_age_s)
+        cube = view.body("cube")
         return np.concatenate(
             [cube.position_m, cube.velocity_m_s, cube.position_m - view.tool_m]
         )

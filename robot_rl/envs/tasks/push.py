@@ -56,10 +56,10 @@ class Push(Task):
         return Placement(tool, bodies={"puck": (puck, _UPRIGHT)})
 
     def achieved(self, view: TaskView) -> Array:
-        return view.tracker.body("puck", view.max_age_s).position_m[:2]
+        return view.body("puck").position_m[:2]
 
     def features(self, view: TaskView) -> Array:
-        puck = view.tracker.body("puck", view.max_age_s)
+        puck = view.body("puck")
         out = np.empty(7)
         out[:3] = puck.position_m
         out[3:5] = puck.velocity_m_s[:2]
