@@ -108,12 +108,12 @@ class AWAC(Agent):
         next_action = self.policy.sample(next_state, noise[0])
         next_value = self._critics.min_target(torch.cat([next_state, next_action], 1))
         target = self.critic_target(batch, next_value)
-        q_values = self._critics.forward_tape(torch.cat([state, batch.action], 1))
-        critic_loss = self._critics.regress(q_values, target, batch.weight)
+        state_action = torch.cat([state, batch.action], 1)
+        critic_loss, q_value = self._critics.regress(state_action, target, batch.weight)
 
         mean, log_std, policy_tape = self.policy.forward_tape(state)
         value = self._policy_value(state, mean, log_std.exp(), noise[1:])
-        advantage = torch.minimum(q_values[0][0], q_values[1][0]) - value
+        advantage = q_value - value
         policy_loss = self.policy_loss(mean, log_std, batch, advantage)
         self.policy.backward(policy_loss.mean_gradient, policy_loss.log_std_gradient, policy_tape)
         return {

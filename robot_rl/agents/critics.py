@@ -9,7 +9,6 @@ from torch import Tensor
 
 from robot_rl.agents.losses import squared_loss
 from robot_rl.nets import MLP, FlatParameters
-from robot_rl.nets.mlp import Tape
 
 _NAMES = ("critic1", "critic2")
 
@@ -53,21 +52,22 @@ class TwinCritics:
         first, second = (net.forward(state_action) for net in self.online)
         return torch.minimum(first, second).squeeze(1)
 
-    def forward_tape(self, state_action: Tensor) -> list[tuple[Tensor, Tape]]:
-        """Value (B,) and tape of each online critic."""
-        pairs = (net.forward_tape(state_action) for net in self.online)
-        return [(value.squeeze(1), tape) for value, tape in pairs]
-
     def regress(
-        self, outputs: list[tuple[Tensor, Tape]], target: Tensor, weight: Tensor | None
-    ) -> Tensor:
-        """Writes the gradients of both squared errors to ``target`` (B,); returns their sum."""
-        total = torch.zeros((), device=target.device)
-        for net, (value, tape) in zip(self.online, outputs, strict=True):
-            loss = squared_loss(value, target, weight)
+        self, state_action: Tensor, target: Tensor, weight: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Writes the gradients of both squared errors to ``target`` (B,).
+
+        Returns their sum, and the smaller value (B,). One network is done before the next begins,
+        while what it left is still in the cache.
+        """
+        losses, values = [], []
+        for net in self.online:
+            output, tape = net.forward_tape(state_action)
+            loss = squared_loss(output.squeeze(1), target, weight)
             net.backward(loss.gradient.unsqueeze(1), tape)
-            total = total + loss.value
-        return total
+            losses.append(loss.value)
+            values.append(output)
+        return losses[0] + losses[1], torch.minimum(values[0], values[1]).squeeze(1)
 
     def update_targets(self, tau: float) -> None:
         """Moves the targets by the share ``tau`` towards the online critics."""

@@ -115,8 +115,7 @@ class IQL(Agent):
         self._value.backward(value_loss.gradient.unsqueeze(1), value_tape)
 
         target = self.critic_target(batch, self._value.forward(next_state).squeeze(1))
-        q_values = self._critics.forward_tape(state_action)
-        critic_loss = self._critics.regress(q_values, target, batch.weight)
+        critic_loss, _ = self._critics.regress(state_action, target, batch.weight)
 
         mean, log_std, policy_tape = self.policy.forward_tape(state)
         policy_loss = self.policy_loss(mean, log_std, batch, target_q - value)

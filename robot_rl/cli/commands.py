@@ -17,6 +17,7 @@ from robot_rl.data import Relabelling
 from robot_rl.envs.tasks import TASKS, list_tasks
 from robot_rl.errors import InvalidInputError, unknown_name
 from robot_rl.specs import list_robots, load_robot
+from robot_rl.training.checkpoint import read_info
 from robot_rl.training.collect import CollectConfig, collect
 from robot_rl.training.demo import DemoConfig, run_demo
 from robot_rl.training.evaluate import evaluate
@@ -53,8 +54,11 @@ def _add_overwrite(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _env(args: argparse.Namespace) -> EnvChoice:
-    choice = EnvChoice(**read_flags(args, EnvChoice))
+def _env(args: argparse.Namespace, checkpoint: str = "") -> EnvChoice:
+    """The environment that was asked for; what was not said, as where the checkpoint learned."""
+    learned = read_info(checkpoint).env if checkpoint else {}
+    known = {name: learned[name] for name in ("robot", "backend", "control_hz") if name in learned}
+    choice = EnvChoice(**{**known, **read_flags(args, EnvChoice)})
     if choice.robot not in list_robots():
         raise unknown_name("robot", choice.robot, list_robots())
     if choice.backend not in list_backends():
@@ -132,20 +136,24 @@ def _pretrain_arguments(parser: Parser) -> None:
     _add_overwrite(parser)
 
 
+def _relabelled(args: argparse.Namespace) -> dict[str, Any]:
+    return read_flags(args, Relabelling, prefix="relabel-")
+
+
 def _relabelling(args: argparse.Namespace) -> Relabelling | None:
-    given = read_flags(args, Relabelling, prefix="relabel-")
+    given = _relabelled(args)
     return Relabelling(**{"original": 0.0, **given}) if given else None
 
 
 def _pretrain_run(args: argparse.Namespace) -> Outcome:
     given = read_flags(args, PretrainConfig)
     if args.resume:
-        _only(given, ("steps",))
+        _only({**given, **_relabelled(args), **_agent_overrides(args)}, ("steps",))
         values = resume_pretrain(args.resume, steps=given.get("steps"), quiet=args.quiet)
     else:
         values = pretrain(
             PretrainConfig(**given),
-            agent_overrides=_agent_overrides(args, given.get("agent", PretrainConfig.agent)),
+            agent_overrides=_agent_overrides(args),
             relabelling=_relabelling(args),
             overwrite=args.overwrite,
             quiet=args.quiet,
@@ -195,13 +203,14 @@ def _train_arguments(parser: Parser) -> None:
 def _train_run(args: argparse.Namespace) -> Outcome:
     given = read_flags(args, TrainConfig)
     if args.resume:
-        _only(given, ("env_steps",))
+        others = {**read_flags(args, EnvChoice), **_relabelled(args), **_agent_overrides(args)}
+        _only({**given, **others}, ("env_steps",))
         values = resume_train(args.resume, env_steps=given.get("env_steps"), quiet=args.quiet)
     else:
         values = train(
             TrainConfig(**given),
-            _env(args),
-            agent_overrides=_agent_overrides(args, given.get("agent", "")),
+            _env(args, given.get("from_run", "")),
+            agent_overrides=_agent_overrides(args),
             relabelling=_relabelling(args),
             overwrite=args.overwrite,
             quiet=args.quiet,
@@ -247,10 +256,8 @@ def _eval_run(args: argparse.Namespace) -> Outcome:
         raise InvalidInputError("give either --checkpoint or --policy")
     if config.videos and not config.out:
         raise InvalidInputError("--videos needs a folder: give --out")
-    choice = _env(args)
+    choice = _env(args, config.checkpoint)
     if config.checkpoint:
-        from robot_rl.training.checkpoint import read_info
-
         info = read_info(config.checkpoint)
         task = choice.task or info.task
         if not task:
@@ -263,6 +270,8 @@ def _eval_run(args: argparse.Namespace) -> Outcome:
     if not choice.task:
         raise InvalidInputError(f"which task? give --task; valid: {', '.join(list_tasks())}")
     choice = dataclasses.replace(choice, task=canonical_task(choice.task))
+    if config.videos:
+        _check_rendering(choice)
     env = choice.make()
     try:
         policy = make_policy(config.policy or "checkpoint", env, quality=config.quality,
@@ -287,6 +296,16 @@ def _eval_run(args: argparse.Namespace) -> Outcome:
     text = (f"success {result.success_rate:.3f} over {result.episodes} episodes, mean return "
             f"{result.mean_return:.2f}, safety violations {result.safety_violations}")
     return Outcome(values, text)
+
+
+def _check_rendering(choice: EnvChoice) -> None:
+    """That videos can be made is found out first, not after the episodes."""
+    env = choice.make(render_mode="rgb_array")
+    try:
+        env.reset(seed=0)
+        env.render()
+    finally:
+        env.close()
 
 
 # -- report -------------------------------------------------------------------------------------
@@ -343,13 +362,14 @@ def add_agent_flags(parser: Parser, argv: list[str]) -> None:
             name = word.partition("=")[2]
     if name not in AGENTS:
         return
-    for action in parser._subparsers._group_actions if parser._subparsers else []:  # noqa: SLF001
+    for action in parser._subparsers._group_actions if parser._subparsers else []:
         for command in ("pretrain", "train"):
             sub = action.choices[command]  # type: ignore[index]
             add_flags(sub, config_class(name), title=f"options of the agent {name}")
 
 
-def _agent_overrides(args: argparse.Namespace, agent: str) -> dict[str, Any]:
+def _agent_overrides(args: argparse.Namespace) -> dict[str, Any]:
+    agent = getattr(args, "agent", PretrainConfig.agent)
     return read_flags(args, config_class(agent)) if agent in AGENTS else {}
 
 

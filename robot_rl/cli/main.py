@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -27,6 +28,10 @@ a first session:
 Every command takes --help and --json. Errors are one line on standard error; the exit code is 0,
 2 for bad input, 1 for a failure, 130 when stopped by the user.
 """
+
+
+_UNUSABLE_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
+                  errno.EROFS)
 
 
 def build_parser() -> Parser:
@@ -95,6 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        print(f"robot-rl: {_one_line(error)}", file=sys.stderr)
+        return 2 if error.errno in _UNUSABLE_PATH else 1
 
 
 def _find(name: str) -> Callable[[argparse.Namespace], Any]:

@@ -299,7 +299,7 @@ def _read_npz(file: Path, names: tuple[str, ...]) -> Iterator[tuple[str, NDArray
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, MemoryError,
             NotImplementedError, RuntimeError) as error:
         raise InvalidInputError(f"dataset: {file} cannot be read: {error}") from None
-    except Exception as error:  # noqa: BLE001 - zlib and the npy header parser have their own
+    except Exception as error:  # zlib and the npy header parser have their own
         raise InvalidInputError(f"dataset: {file} is damaged: {error}") from None
 
 

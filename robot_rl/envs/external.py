@@ -115,10 +115,9 @@ class ExternalEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         tuple[dict[str, NDArray[Any]], float, bool, bool, dict[str, Any]]
     ):
         wanted = np.asarray(action)
-        if wanted.dtype.kind not in "fiu" or wanted.shape != self.action_space.shape:
+        if wanted.dtype.kind not in "fiu" or wanted.shape != self._half.shape:
             raise SafetyError(
-                f"action {action!r} should be {self.action_space.shape[0]} numbers; "
-                "nothing was sent"
+                f"action {action!r} should be {len(self._half)} numbers; nothing was sent"
             )
         if not np.isfinite(wanted).all():
             raise SafetyError(f"action {wanted} is not finite; nothing was sent")

@@ -369,7 +369,9 @@ class RobotEnv(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
             ) from None
         array = given.astype(np.float64)
         if array.shape != shape:
-            raise SafetyError(f"action has shape {array.shape}, should be {shape}; nothing was sent")
+            raise SafetyError(
+                f"action has shape {array.shape}, should be {shape}; nothing was sent"
+            )
         if not np.isfinite(array).all():
             raise SafetyError(f"action {array} is not finite; nothing was sent")
         return np.minimum(np.maximum(array, -1.0), 1.0)
@@ -429,8 +431,8 @@ class RobotEnv(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
             assert self._goal_image is not None
             return {
                 "observation": image,
-                "achieved_goal": image,
-                "desired_goal": self._goal_image,
+                "achieved_goal": image.copy(),
+                "desired_goal": self._goal_image.copy(),
             }, achieved
         state = np.empty(self.state_dim, np.float32)
         state[:3] = view.tool_m

@@ -136,7 +136,10 @@ class MLP:
         for index in range(last, -1, -1):
             record, layer, grads = tape[index], self._layers[index], self._gradients[index]
             if index != last:
-                gradient = torch.ops.aten.threshold_backward(gradient, record.output, 0.0)
+                # In place: it is our own, from the layer above.
+                torch.ops.aten.threshold_backward.grad_input(
+                    gradient, record.output, 0.0, grad_input=gradient
+                )
             if layer.scale is not None:
                 gradient = self._norm_backward(gradient, record, layer, grads)
             weight_gradient(record.input, gradient, grads.weight)

@@ -514,7 +514,7 @@ pre code { white-space: pre-wrap; overflow-wrap: anywhere; }
 summary { cursor: pointer; color: var(--mark); padding: .2rem 0; }
 @media (max-width: 38rem) {
   picture, .pan { display: block; overflow-x: auto; }
-  figure picture img, .pan img.paper { width: 36rem; max-width: none; }
+  figure picture img, .pan img.paper { width: 30rem; max-width: none; }
   .facts th { width: 9rem; } }
 details .wide { margin-top: .5rem; }
 footer { color: var(--faint); font-size: .85rem; padding-top: 1.2rem; padding-bottom: 2.5rem; }

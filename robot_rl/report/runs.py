@@ -58,8 +58,17 @@ _ENGINES = {
     "mujoco": "simulated by MuJoCo", "pybullet": "simulated by PyBullet", "ros": "through ROS 2",
 }
 _ROBOTS = {"sawyer": "Rethink Sawyer", "panda": "Franka Panda", "fr3": "Franka FR3"}
+_AGENTS = {
+    "bc": "behaviour cloning, which copies the recorded actions",
+    "iql": "implicit Q-learning, which learns what recorded actions were worth and copies the "
+    "better ones",
+    "awac": "advantage-weighted actor-critic, which copies actions the more, the better its "
+    "critic rates them",
+}
 _ENOUGH_SEEDS = 3  # From so many runs that differ in their seed only, mean and spread are drawn.
 _SUCCESS, _DISTANCE = "eval/success_rate", "eval/mean_final_distance"
+_PRACTICE = "practice/success"
+_SHARES = (_SUCCESS, _PRACTICE)
 
 
 @dataclass
@@ -72,9 +81,10 @@ class Phase:
     length: int
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
-        """Steps and values of a metric, where both are finite numbers."""
+        """Steps and values of a metric, where it is a finite number, and a share where it should
+        be one."""
         found = [(row["step"], row[key]) for row in self.rows
-                 if _number(row.get(key)) and _number(row["step"])]
+                 if _number(row.get(key)) and (key not in _SHARES or 0.0 <= row[key] <= 1.0)]
         return [float(step) for step, _ in found], [float(value) for _, value in found]
 
     def evaluations(self) -> list[dict[str, Any]]:
@@ -174,7 +184,7 @@ def report_run(
     if results:
         sections.append(results_table(
             results, title="Results",
-            caption="Success on held-out goals; an episode succeeds if its last state does",
+            caption=f"Success on {_held_out(run)}; an episode succeeds if its last state does",
         ))
         if len(results) > 1:
             figure = plot_success_bars(_bars(results))
@@ -189,8 +199,8 @@ def report_run(
     sections += [
         Config(run.config, summary=f"Every option of this run ({CONFIG})", title="Configuration"),
         _commands(run, runs),
-        Facts(_times(run), title="Time and machine"),
-        Facts({"this page": "was written on the machine below", **machine_facts()}),
+        Facts(_times(run), title="The run in time"),
+        Facts(machine_facts(), title="Machine and software that wrote this page"),
     ]
     title = f"{_task_name(run)}: {run.agent or 'an agent'}, "
     title += "pretrained" if run.kind == "pretrain" else "after practice"
@@ -206,13 +216,7 @@ def read_run(folder: str | Path) -> Run:
     folder = Path(folder).resolve()
     config = _checked_config(folder)
     kind = config["kind"]
-    env = config.get("env")
-    try:
-        choice = EnvChoice(**env)  # type: ignore[arg-type]
-    except TypeError as error:
-        raise InvalidInputError(
-            f"run: {folder / CONFIG} is damaged: env does not name an environment ({error})"
-        ) from None
+    choice = _env_choice(config.get("env"), folder / CONFIG)
     agent = str(config[kind].get("agent") or config.get("agent_name") or "")
     notes: list[str] = []
     phases = [*_before(config, notes, {folder}), _phase(kind, folder, None)]
@@ -232,6 +236,23 @@ def _checked_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config.get(kind), dict):
         raise InvalidInputError(f"run: {folder / CONFIG} is damaged: it lacks {kind!r}")
     return config
+
+
+def _env_choice(values: Any, file: Path) -> EnvChoice:
+    try:
+        choice = EnvChoice(**values)
+        for name in ("task", "robot", "backend"):
+            if not isinstance(getattr(choice, name), str):
+                raise TypeError(f"{name} is {getattr(choice, name)!r}")
+        if not _number(choice.control_hz):
+            raise TypeError(f"control_hz is {choice.control_hz!r}")
+        if not all(_number(amount) for amount in dict(choice.randomize).values()):
+            raise TypeError(f"randomize is {choice.randomize!r}")
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"run: {file} is damaged: env does not say which environment ({error})"
+        ) from None
+    return choice
 
 
 def _phase(kind: str, folder: Path, until: int | None) -> Phase:
@@ -299,6 +320,10 @@ def _task_name(run: Run) -> str:
     return run.env.task or "Unnamed task"
 
 
+def _held_out(run: Run) -> str:
+    return "held-out goals" if run.env.task in TASKS else "held-out episodes"
+
+
 def _unit(run: Run) -> str:
     task = TASKS.get(run.env.task)
     return task.goal_unit if task is not None else ""
@@ -322,7 +347,7 @@ def _headline(run: Run) -> list[Number]:
         successes, episodes = _rate(own[-1])
         low, high = wilson_interval(successes, episodes)
         numbers.append(Number(
-            "success on held-out goals", f"{successes / episodes:.0%}",
+            f"success on {_held_out(run)}", f"{successes / episodes:.0%}",
             f"{successes} of {episodes} episodes; 95% interval {low:.0%} to {high:.0%}",
         ))
         if before:
@@ -334,7 +359,7 @@ def _headline(run: Run) -> list[Number]:
                                   format_distance(own[-1]["mean_final_distance"], unit),
                                   "from the goal, over the same episodes"))
     else:
-        numbers.append(Number("success on held-out goals", "not measured",
+        numbers.append(Number(f"success on {_held_out(run)}", "not measured",
                               "this run has no evaluation"))
     what = "updates" if run.kind == "pretrain" else "steps of practice"
     detail = f"of {_count(run.planned)} planned" if run.planned else ""
@@ -400,9 +425,11 @@ def _about_task(run: Run) -> str:
 
 
 def _about_agent(name: str) -> str:
+    if name in _AGENTS:
+        return f"{name} ({_AGENTS[name]})"
     if name not in AGENTS:
         return name or "(not named)"
-    first = (inspect.getdoc(AGENTS[name][0]) or "").split("\n")[0].rstrip(".")
+    first = (inspect.getdoc(AGENTS[name][0]) or "").split("\n")[0].split(". ")[0].rstrip(".")
     return f"{name} ({first[:1].lower()}{first[1:]})" if first else name
 
 
@@ -483,7 +510,7 @@ def _curve_sections(
     success = drawn(_SUCCESS)
     if success:
         bands = {}
-        caption = "Share of episodes that ended at their goal, none of which was practised."
+        caption = "Share of evaluation episodes that ended in success; none of them was practised."
         if len(runs) == 1:
             scores = [s for phase in run.phases for s in phase.evaluations()]
             limits = [wilson_interval(*_rate(s)) for s in scores]
@@ -495,7 +522,7 @@ def _curve_sections(
         if boundary is not None:
             caption += " At the dashed line practice begins."
         add("success", plot_curves(
-            success, title="Success on held-out goals", xlabel=xlabel, ylabel="success rate",
+            success, title=f"Success on {_held_out(run)}", xlabel=xlabel, ylabel="success rate",
             boundary=boundary, bands=bands, percent=True,
         ), caption)
     window = _window(runs)
@@ -579,7 +606,7 @@ def _practice(run: Run) -> Curve:
     done = 0
     for phase in run.phases:
         if phase.kind == "train":
-            found = phase.series("practice/success")
+            found = phase.series(_PRACTICE)
             steps += [done + step for step in found[0]]
             values += found[1]
             done += phase.length
@@ -611,8 +638,8 @@ def _videos(run: Run, episodes: int) -> Videos:
         films, step = _film(run, episodes)
     except RobotRLError as error:
         return Videos([], f"There is no video: {error}.", title)
-    note = (f"The agent as it was at step {_count(step)}, acting by its mean on the first held-out "
-            "goals of the evaluation. The last frame stands for a second.")
+    note = (f"The agent as it was at step {_count(step)}, acting by its mean in the first held-out "
+            "episodes of its evaluation. The last frame stands for a second.")
     if run.env.task in TASKS:
         note += " The green ball marks the goal." if _has_marker(run.env.task) else ""
     return Videos([Video(f.path, f"Episode {f.number}: {f.outcome}") for f in films], note, title)
@@ -675,8 +702,8 @@ def _commands(run: Run, runs: Sequence[Run]) -> Commands:
     lines.append(shlex.join(["robot-rl", "report", str(run.folder),
                              *(["--compare", *compared] if compared else [])]))
     return Commands(
-        lines, "The seeds are given, so the same software on the same machine repeats the run "
-        "exactly. Give --out another folder, or --overwrite to set the old one aside.",
+        lines, "The seeds are given: on the CPU, the same software on the same machine should give "
+        "the same numbers. Give --out another folder, or --overwrite to set the old one aside.",
         title="Commands to repeat it",
     )
 

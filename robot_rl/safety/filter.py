@@ -94,8 +94,14 @@ class SafetyCounters:
 
 _TOOL_DOWN = np.diag([1.0, -1.0, -1.0])
 # A turn that lags further behind than this [rad] is held up by a joint's limit.
-_TURN_LAG_RAD = 0.15
+_TURN_LAG_RAD = 0.03
+# Cosine of the angle [rad] by which the tool may lean, and how far [m] it may leave the box between
+# what was asked for and what one step of the inverse kinematics makes of it.
+_UPRIGHT = math.cos(0.1)
+_BOX_EXCESS_M = 0.001
+_CATCH_UP_M = 0.01
 # How far past a limit a measurement must be to count: sensor noise and tracking overshoot.
+_DAMPING = 0.01
 _BOX_TOLERANCE_M = 0.01
 _JOINT_TOLERANCE_RAD = 0.01
 
@@ -135,6 +141,7 @@ class SafetyFilter:
         self._q = np.asarray(arm.spec.home_rad, dtype=np.float64)
         self._tool = np.zeros(3)
         self._yaw = 0.0
+        self._upright = 1.0
         self._measured_tool = np.zeros(3)
         self._measured_velocity = np.zeros(3)
 
@@ -204,7 +211,17 @@ class SafetyFilter:
             raise InvalidInputError(
                 f"tool position {point} m is outside the box {self._low} .. {self._high}"
             )
-        result = self.kinematics.inverse(self._pose(point, yaw_rad))
+        target = self._pose(point, yaw_rad)
+        # Where the steps of move() would come to rest, so that the first of them does not throw
+        # the elbow about.
+        q = np.asarray(self._arm.spec.home_rad, dtype=np.float64)
+        for _ in range(100):
+            stepped, error = self.kinematics.step(q, target, damping=_DAMPING)
+            still = float(np.abs(stepped - q).max()) < 1e-4
+            q = np.minimum(np.maximum(stepped, self._q_low), self._q_high)
+            if still and float(error @ error) < 1e-8:
+                return q
+        result = self.kinematics.inverse(target)
         if not result.converged:
             raise InvalidInputError(
                 f"tool position {point} m is out of reach of {self._arm.spec.name}: the nearest "
@@ -220,6 +237,7 @@ class SafetyFilter:
         self._tool = pose[:3, 3] - self._origin
         # The tool's x axis in the base frame is (cos yaw, sin yaw, 0).
         self._yaw = float(np.arctan2(pose[1, 0], pose[0, 0]))
+        self._upright = -float(pose[2, 2])
         self._measured_tool = self._tool.copy()
         self._measured_velocity = np.zeros(3)
 
@@ -239,6 +257,7 @@ class SafetyFilter:
             "q_rad": self._q.copy(),
             "tool_m": self._tool.copy(),
             "yaw_rad": self._yaw,
+            "upright": self._upright,
             "measured_tool_m": self._measured_tool.copy(),
             "counters": replace(self.counters, reasons=dict(self.counters.reasons)),
         }
@@ -248,6 +267,7 @@ class SafetyFilter:
         self._q = state["q_rad"].copy()
         self._tool = state["tool_m"].copy()
         self._yaw = state["yaw_rad"]
+        self._upright = state["upright"]
         self._measured_tool = state["measured_tool_m"].copy()
         counters = state["counters"]
         self.counters = replace(counters, reasons=dict(counters.reasons))
@@ -305,35 +325,61 @@ class SafetyFilter:
         limited = limited or bool(np.abs(target - wanted).max() > 1e-9)
 
         before = self._q
-        q, error = self.kinematics.step(before, self._pose(target, self._yaw + turn),
-                                        damping=0.01)
-        q = np.minimum(np.maximum(q, self._q_low), self._q_high)
+        q, pose, ratio = self._solve(target, turn, duration, reach)
         change = q - before
-        ratio = float((np.abs(change) / (self._velocity * duration)).max())
-        if ratio > 1.0:
-            change /= ratio
-            q = before + change
-            limited = True
-        # An unreachable target must not leave the set-point behind the real one for ever.
-        stray = error[:3] - executed
-        if ratio > 1.0 or float(stray @ stray) > 1e-4:
-            pose = self.kinematics.forward(q)
-            reached = pose[:3, 3] - self._origin
+        # What cannot be reached must not leave the set-point behind the real one for ever.
+        reached = pose[:3, 3] - self._origin
+        stray = reached - target
+        if ratio != 1.0 or float(stray @ stray) > 1e-4:
             executed, target = reached - self._tool, reached
-            turn = turn / ratio if ratio > 1.0 else turn
+            turn *= ratio
             limited = True
-        if turn != 0.0 and abs(error[5] - turn) > _TURN_LAG_RAD:
-            pose = self.kinematics.forward(q)
-            turn = _wrap(math.atan2(pose[1, 0], pose[0, 0]) - self._yaw)
-            limited = True
+        if turn != 0.0:
+            yaw = math.atan2(pose[1, 0], pose[0, 0])
+            if abs(_wrap(self._yaw + turn - yaw)) > _TURN_LAG_RAD:
+                turn = _wrap(yaw - self._yaw)
+                limited = True
 
         self._arm.command(
             JointSetpoints(before + self._ramp * change, duration / len(self._ramp))
         )
         self._q, self._tool, self._yaw = q, target, self._yaw + turn
+        self._upright = -float(pose[2, 2])
         self.counters.commands += 1
         self.counters.limited += limited
         return Executed(executed, turn, limited)
+
+    def _solve(
+        self, target_m: Array, turn_rad: float, duration_s: float, reach_m: float
+    ) -> tuple[Array, Array, float]:
+        """Joint angles (n,) towards a tool position, their tool pose (4, 4), and the share of the
+        way that they go.
+
+        At the edge of the arm's reach a step of the inverse kinematics can lead anywhere. What
+        would take the tool out of the box, tip it over or fling it is taken back, at worst
+        entirely: then the arm stays where it is.
+        """
+        wanted = self._pose(target_m, self._yaw + turn_rad)
+        upright = min(_UPRIGHT, self._upright)
+        for damping in (0.01, 0.1):
+            q, error = self.kinematics.step(self._q, wanted, damping=damping)
+            change = np.minimum(np.maximum(q, self._q_low), self._q_high) - self._q
+            here = target_m - error[:3]
+            out = max(float(np.maximum(self._low - here, here - self._high).max()), _BOX_EXCESS_M)
+            ratio = float((np.abs(change) / (self._velocity * duration_s)).max())
+            share = 1.0 if ratio <= 1.0 else 1.0 / ratio
+            for part in (1.0, 0.5, 0.25):
+                q = self._q + part * share * change
+                pose = self.kinematics.forward(q)
+                tool = pose[:3, 3] - self._origin
+                way = tool - here
+                if (
+                    -pose[2, 2] >= upright
+                    and float(np.maximum(self._low - tool, tool - self._high).max()) <= out
+                    and float(way @ way) <= (reach_m + _CATCH_UP_M) ** 2
+                ):
+                    return q, pose, part * share
+        return self._q, self.kinematics.forward(self._q), 0.0
 
     def grip(self, opening: float) -> float:
         """Open the gripper to a fraction of its stroke; returns what was sent (clipped to [0, 1]).
@@ -390,7 +436,9 @@ def _finite(value: ArrayLike, shape: tuple[int, ...], what: str) -> Array:
             raise TypeError
         array = given.astype(np.float64)
     except (TypeError, ValueError):
-        raise InvalidInputError(f"{what} is {value!r}, should be numbers of shape {shape}") from None
+        raise InvalidInputError(
+            f"{what} is {value!r}, should be numbers of shape {shape}"
+        ) from None
     if array.shape != shape:
         raise InvalidInputError(f"{what} has shape {array.shape}, should be {shape}")
     if not np.isfinite(array).all():

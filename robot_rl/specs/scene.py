@@ -35,7 +35,8 @@ class Geom:
 
 @dataclass(frozen=True)
 class SlideJoint:
-    """A prismatic joint along ``axis`` (unit, body frame); range [m], friction [N], damping [N s/m]."""
+    """A prismatic joint along ``axis`` (unit, body frame); range [m], friction [N],
+    damping [N s/m]."""
 
     name: str
     axis: Vec3

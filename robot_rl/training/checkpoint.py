@@ -7,6 +7,7 @@ A checkpoint is a folder with ``agent.safetensors``, ``agent.json`` and, for a r
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -30,7 +32,10 @@ _PREFIX = "step_"
 
 @dataclass
 class AgentInfo:
-    """What is needed to build the agent again, and what it was trained for."""
+    """What is needed to build the agent again, and what it was trained for.
+
+    ``sha256`` is of the weights' file; where it is given, the file has to match.
+    """
 
     agent: str
     observation_dim: int
@@ -40,6 +45,7 @@ class AgentInfo:
     task: str = ""
     env: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
+    sha256: str = ""
     format: int = FORMAT
 
 
@@ -70,9 +76,11 @@ def save_checkpoint(
     beside = folder / f".{target.name}.{os.getpid()}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(beside, ignore_errors=True)
+        for stale in folder.glob(f".{_PREFIX}*.part"):
+            shutil.rmtree(stale, ignore_errors=True)
         beside.mkdir()
         save_file(agent.state_dict(), beside / WEIGHTS)
+        info = dataclasses.replace(info, sha256=_digest(beside / WEIGHTS))
         (beside / CONFIG).write_text(json.dumps(asdict(info), indent=2) + "\n")
         if trainer is not None:
             (beside / TRAINER).write_text(json.dumps(trainer) + "\n")
@@ -80,9 +88,7 @@ def save_checkpoint(
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
         sync_folder(beside)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(beside, target)
+        _exchange(beside, target)
         sync_folder(folder)
         for old in list_checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
@@ -94,7 +100,27 @@ def save_checkpoint(
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints of a folder, oldest first."""
-    return sorted(p for p in folder.glob(f"{_PREFIX}*") if p.is_dir())
+    found = (p for p in folder.glob(f"{_PREFIX}*") if p.name.removeprefix(_PREFIX).isdecimal())
+    return sorted((p for p in found if p.is_dir()), key=lambda p: int(p.name[len(_PREFIX):]))
+
+
+def _exchange(beside: Path, target: Path) -> None:
+    """Put ``beside`` in the place of ``target``, which stays where that fails."""
+    if not target.exists():
+        os.replace(beside, target)
+        return
+    old = beside.with_name(f".{target.name}.old.part")
+    os.replace(target, old)
+    try:
+        os.replace(beside, target)
+    except OSError:
+        os.replace(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -128,6 +154,11 @@ def read_info(path: str | Path) -> AgentInfo:
     raw = read_json(folder / CONFIG, "checkpoint")
     try:
         info = AgentInfo(**raw)
+        kinds = {"agent": str, "config": dict, "task": str, "env": dict, "seed": int,
+                 "sha256": str}
+        for name, kind in kinds.items():
+            if not isinstance(getattr(info, name), kind):
+                raise TypeError(f"{name} is {getattr(info, name)!r}")
     except TypeError as error:
         raise InvalidInputError(
             f"checkpoint: {folder / CONFIG} does not describe an agent ({error})"
@@ -150,9 +181,15 @@ def load_agent(path: str | Path, *, device: str = "cpu") -> tuple[Agent, AgentIn
     folder = find_checkpoint(path)
     info = read_info(folder)
     try:
+        damaged = info.sha256 and _digest(folder / WEIGHTS) != info.sha256
         state = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError, ValueError) as error:
         raise InvalidInputError(f"checkpoint: {folder / WEIGHTS} is damaged: {error}") from None
+    if damaged:
+        raise InvalidInputError(
+            f"checkpoint: {folder / WEIGHTS} is damaged: its content does not match the checksum "
+            f"in {CONFIG}"
+        )
     try:
         agent = make_agent(
             info.agent,
@@ -168,12 +205,14 @@ def load_agent(path: str | Path, *, device: str = "cpu") -> tuple[Agent, AgentIn
         raise InvalidInputError(f"checkpoint: {folder} does not fit: {error}") from None
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise InvalidInputError(f"checkpoint: {folder}: {name} holds values that are not finite")
+            raise InvalidInputError(
+                f"checkpoint: {folder}: {name} holds values that are not finite"
+            )
     return agent, info
 
 
-def read_trainer(path: str | Path) -> dict[str, Any]:
-    """Where training stood at a checkpoint.
+def read_trainer(path: str | Path, kinds: dict[str, type | tuple[type, ...]]) -> dict[str, Any]:
+    """Where training stood at a checkpoint: values of these names and kinds, and ``rng``.
 
     Raises:
         InvalidInputError: the checkpoint was not left by a run that can go on.
@@ -181,4 +220,23 @@ def read_trainer(path: str | Path) -> dict[str, Any]:
     value = read_json(find_checkpoint(path) / TRAINER, "checkpoint")
     if not isinstance(value, dict):
         raise InvalidInputError(f"checkpoint: {path}: {TRAINER} is not an object")
+    for name, kind in {**kinds, "rng": dict}.items():
+        if not isinstance(value.get(name), kind):
+            raise InvalidInputError(
+                f"checkpoint: {path}: {TRAINER} has {name} {value.get(name)!r}"
+            )
     return value
+
+
+def restore_generator(rng: np.random.Generator, state: dict[str, Any], where: object) -> None:
+    """Put a generator back to a state that was read from a file.
+
+    Raises:
+        InvalidInputError: it is no state of such a generator.
+    """
+    try:
+        rng.bit_generator.state = state
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        raise InvalidInputError(
+            f"checkpoint: {where}: {TRAINER} holds no generator's state ({error})"
+        ) from None

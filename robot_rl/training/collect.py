@@ -20,7 +20,7 @@ from robot_rl.training.evaluate import (
     unwrap,
 )
 from robot_rl.training.runs import StopFlag, progress
-from robot_rl.training.setup import EnvChoice, canonical_task
+from robot_rl.training.setup import EnvChoice, canonical_task, check_seed
 
 POLICIES = ("scripted", "random", "checkpoint")
 
@@ -47,8 +47,7 @@ class CollectConfig:
             raise unknown_name("policy", self.policy, POLICIES)
         if self.episodes < 1:
             raise InvalidInputError(f"episodes is {self.episodes}, should be at least 1")
-        if self.seed < 0:
-            raise InvalidInputError(f"seed is {self.seed}, should be at least 0")
+        check_seed(self.seed)
         if not 0.0 <= self.quality <= 1.0:
             raise InvalidInputError(f"quality is {self.quality}, should be in [0, 1]")
         if (self.policy == "checkpoint") != bool(self.checkpoint):
@@ -110,6 +109,8 @@ def collect(
     try:
         policy = make_policy(config.policy, world, quality=config.quality, seed=config.seed,
                              checkpoint=config.checkpoint, sample=config.sample)
+        # What cannot start, for want of graphics say, must not leave a folder behind.
+        world.reset(seed=config.seed)
         space = world.observation_space
         info = DatasetInfo(
             task=env.task,

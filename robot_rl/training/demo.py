@@ -18,7 +18,7 @@ from robot_rl.training.evaluate import AgentPolicy, EvalResult, evaluate
 from robot_rl.training.offline import PretrainConfig, pretrain, set_threads
 from robot_rl.training.online import TrainConfig, train
 from robot_rl.training.runs import Interrupted
-from robot_rl.training.setup import EnvChoice, canonical_task
+from robot_rl.training.setup import EnvChoice, canonical_task, check_seed
 
 # Updates of pretraining and steps of practice that each agent gets. AWAC's batches are four times
 # as large.
@@ -56,6 +56,9 @@ class DemoConfig:
                 raise InvalidInputError(
                     f"{name} is {getattr(self, name)}, should be at least {least}"
                 )
+        check_seed(self.seed)
+        if not 0.0 <= self.quality <= 1.0:
+            raise InvalidInputError(f"quality is {self.quality}, should be in [0, 1]")
         if not 0.0 < self.scale <= 100.0:
             raise InvalidInputError(f"scale is {self.scale}, should be in (0, 100]")
         for agent in self.agents:

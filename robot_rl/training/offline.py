@@ -14,6 +14,8 @@ from robot_rl.agents import AGENTS
 from robot_rl.agents.base import Agent, Batch
 from robot_rl.data import Relabelling, load_dataset
 from robot_rl.data.replay import Sampler
+from robot_rl.envs.external import is_external
+from robot_rl.envs.tasks import make_task
 from robot_rl.errors import InvalidInputError, unknown_name
 from robot_rl.training.checkpoint import (
     AgentInfo,
@@ -21,6 +23,7 @@ from robot_rl.training.checkpoint import (
     find_checkpoint,
     load_agent,
     read_trainer,
+    restore_generator,
     save_checkpoint,
 )
 from robot_rl.training.evaluate import AgentPolicy, evaluate
@@ -34,6 +37,7 @@ from robot_rl.training.runs import (
 from robot_rl.training.setup import (
     EnvChoice,
     canonical_task,
+    check_seed,
     default_relabelling,
     make_replay,
     new_agent,
@@ -71,6 +75,7 @@ class PretrainConfig:
                 )
         if self.agent not in AGENTS:
             raise unknown_name("agent", self.agent, AGENTS)
+        check_seed(self.seed)
 
 
 def update_block(
@@ -142,6 +147,13 @@ def pretrain(
     make_replay(agent, task, relabelling, episodes[:1])
     if config.eval_episodes and not task:
         raise InvalidInputError("evaluation needs the data's task: give --task")
+    if task and not is_external(task) and info.goal_dim != make_task(task).goal_dim:
+        raise InvalidInputError(
+            f"the data has goals of {info.goal_dim} numbers, the task {task} has "
+            f"{make_task(task).goal_dim}"
+        )
+    if config.eval_episodes:
+        _check_sizes(env, agent)
     run = RunFolder.create(
         config.out,
         {
@@ -182,11 +194,11 @@ def resume_pretrain(
     set_threads(config.threads, config.device)
     checkpoint = find_checkpoint(run_path)
     agent, description = load_agent(checkpoint, device=config.device)
-    trainer = read_trainer(checkpoint)
+    trainer = read_trainer(checkpoint, {"step": int, "metrics_bytes": int})
     _, episodes = load_dataset(config.data)
     replay = make_replay(agent, config.task, relabelling, prepare_episodes(config.task, episodes))
     rng = np.random.default_rng()
-    rng.bit_generator.state = trainer["rng"]
+    restore_generator(rng, trainer["rng"], checkpoint)
     run = RunFolder.reopen(run_path, trainer["metrics_bytes"])
     return _loop(config, run, agent, description, replay, rng, env, trainer["step"], quiet)
 
@@ -247,6 +259,20 @@ def _loop(
         "interrupted": flag.stop,
         **result,
     }
+
+
+def _check_sizes(env: EnvChoice, agent: Agent) -> None:
+    world = env.make()
+    try:
+        found = world.observation_space["observation"].shape  # type: ignore[index]
+        actions = world.action_space.shape
+    finally:
+        world.close()
+    if found != (agent.observation_dim,) or actions != (agent.action_dim,):
+        raise InvalidInputError(
+            f"the data has observations ({agent.observation_dim},) and actions "
+            f"({agent.action_dim},); the task {env.task} has {found} and {actions}"
+        )
 
 
 def _next(step: int, every: int) -> int:

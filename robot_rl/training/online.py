@@ -32,6 +32,7 @@ from robot_rl.training.checkpoint import (
     find_checkpoint,
     load_agent,
     read_trainer,
+    restore_generator,
     save_checkpoint,
 )
 from robot_rl.training.evaluate import (
@@ -47,6 +48,7 @@ from robot_rl.training.runs import RateMeter, RunFolder, StopFlag, progress, rea
 from robot_rl.training.setup import (
     EnvChoice,
     canonical_task,
+    check_seed,
     default_relabelling,
     make_replay,
     new_agent,
@@ -90,6 +92,11 @@ class TrainConfig:
                 raise InvalidInputError(
                     f"{name} is {getattr(self, name)}, should be at least {least}"
                 )
+        check_seed(self.seed)
+        if not self.updates_per_step <= 1_000.0:
+            raise InvalidInputError(
+                f"updates_per_step is {self.updates_per_step}, should be in [0, 1000]"
+            )
         if not 0.0 <= self.online_fraction <= 1.0:
             raise InvalidInputError(
                 f"online_fraction is {self.online_fraction}, should be in [0, 1]"
@@ -157,6 +164,7 @@ def train(
             raise InvalidInputError("training from scratch needs a task: give --task")
         env = EnvChoice(**{**env.as_dict(), "task": canonical_task(env.task)})
         source, agent, data = None, None, config.data
+    data = "" if data == "none" else data
     recorded = _load_recorded(data, env.task)
     world = env.make()
     try:
@@ -227,7 +235,10 @@ def resume_train(
     set_threads(config.threads, config.device)
     checkpoint = find_checkpoint(run_path)
     agent, description = load_agent(checkpoint, device=config.device)
-    trainer = read_trainer(checkpoint)
+    trainer = read_trainer(checkpoint, {
+        "step": int, "metrics_bytes": int, "episodes": int, "updates_owed": (int, float),
+        "env_rng": dict,
+    })
     offline = make_replay(agent, env.task, relabelling, _load_recorded(config.data, env.task))
     writer, episodes = DatasetWriter.reopen(Path(run_path) / "practice", trainer["episodes"])
     online = make_replay(agent, env.task, relabelling, episodes)
@@ -235,9 +246,9 @@ def resume_train(
     try:
         # The environment's generator is made at the first reset; its state is then put back.
         world.reset(seed=config.seed)
-        world.unwrapped.np_random.bit_generator.state = trainer["env_rng"]
+        restore_generator(world.unwrapped.np_random, trainer["env_rng"], checkpoint)
         rng = np.random.default_rng()
-        rng.bit_generator.state = trainer["rng"]
+        restore_generator(rng, trainer["rng"], checkpoint)
         practice = _Practice(
             config=config,
             run=RunFolder.reopen(run_path, trainer["metrics_bytes"]),
@@ -390,7 +401,7 @@ def _data_of(run: str) -> str:
 
 
 def _load_recorded(data: str, task: str) -> list[Episode]:
-    if not data or data == "none":
+    if not data:
         return []
     info, episodes = load_dataset(data)
     if info.task and task and info.task != task:

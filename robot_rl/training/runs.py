@@ -28,7 +28,7 @@ class RunFolder:
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
         self.path = path
         self.config = config
-        self._metrics = open(path / METRICS, "ab")  # noqa: SIM115 - lives as long as the run
+        self._metrics = open(path / METRICS, "ab")  # lives as long as the run
         self._board = _tensorboard(path / "tensorboard")
 
     @classmethod

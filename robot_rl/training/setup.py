@@ -58,6 +58,12 @@ class EnvChoice:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
+def check_seed(seed: int) -> None:
+    """Raise InvalidInputError unless every generator here takes ``seed``."""
+    if not 0 <= seed < 2**31:
+        raise InvalidInputError(f"seed is {seed}, should be in [0, {2**31})")
+
+
 def canonical_task(task: str) -> str:
     """The task's name as it is written, e.g. ``push`` to ``Push``; external ids unchanged."""
     return task if is_external(task) else make_task(task).name

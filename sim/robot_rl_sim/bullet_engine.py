@@ -44,7 +44,7 @@ from robot_rl_sim.common import (
     shifted_rgba,
     unit_quat,
 )
-from robot_rl_sim.urdf_writer import urdf_path
+from robot_rl_sim.urdf_writer import urdf_text
 
 _HIDDEN = (0.0, 0.0, HIDDEN_M)
 _UPRIGHT = (0.0, 0.0, 0.0, 1.0)
@@ -134,14 +134,22 @@ class BulletSimulation(Simulation):
         self._markers = {name: self._add_marker() for name in self.scene.markers}
         self._apply_randomization()
 
+    def _load(self, urdf: str, **options: Any) -> int:
+        bullet = self._bullet
+        with tempfile.TemporaryDirectory(prefix="robot_rl_urdf_") as folder:
+            path = Path(folder) / "body.urdf"
+            path.write_text(urdf)
+            body: int = bullet.loadURDF(
+                str(path),
+                flags=bullet.URDF_USE_INERTIA_FROM_FILE | bullet.URDF_USE_IMPLICIT_CYLINDER,
+                physicsClientId=self._client,
+                **options,
+            )
+            return body
+
     def _add_arm(self) -> None:
         bullet, client = self._bullet, self._client
-        self._arm = arm = bullet.loadURDF(
-            str(urdf_path(self.spec)),
-            useFixedBase=True,
-            flags=bullet.URDF_USE_INERTIA_FROM_FILE | bullet.URDF_USE_IMPLICIT_CYLINDER,
-            physicsClientId=client,
-        )
+        self._arm = arm = self._load(urdf_text(self.spec), useFixedBase=True)
         joints, links = {}, {self.spec.links[0].name: -1}
         for i in range(bullet.getNumJoints(arm, physicsClientId=client)):
             info = bullet.getJointInfo(arm, i, physicsClientId=client)
@@ -210,17 +218,12 @@ class BulletSimulation(Simulation):
 
     def _add_body(self, body: BodySpec) -> int:
         bullet, client = self._bullet, self._client
-        with tempfile.TemporaryDirectory(prefix="robot_rl_body_") as folder:
-            path = Path(folder) / "body.urdf"
-            path.write_text(_body_urdf(body))
-            body_id: int = bullet.loadURDF(
-                str(path),
-                basePosition=(self.origin_m + body.position_m).tolist(),
-                baseOrientation=unit_quat(body.quat_xyzw).tolist(),
-                useFixedBase=body.motion != "free",
-                flags=bullet.URDF_USE_INERTIA_FROM_FILE | bullet.URDF_USE_IMPLICIT_CYLINDER,
-                physicsClientId=client,
-            )
+        body_id = self._load(
+            _body_urdf(body),
+            basePosition=(self.origin_m + body.position_m).tolist(),
+            baseOrientation=unit_quat(body.quat_xyzw).tolist(),
+            useFixedBase=body.motion != "free",
+        )
         group = body_group(body)
         link = 0 if group is Group.JOINTED else -1
         self._collide(body_id, link, group)
@@ -271,7 +274,10 @@ class BulletSimulation(Simulation):
             targets = (start + velocity * (tick * self.step_s)).tolist()
             # A spring as soft as the other engine's: what it may press grows with the distance.
             forces = [
-                abs(self.finger_target_m - position) * self._finger_stiffness + 1.0
+                min(
+                    abs(self.finger_target_m - position) * self._finger_stiffness + 1.0,
+                    self.spec.gripper.force_n,
+                )
                 for position in self.finger_positions()
             ]
             bullet.setJointMotorControlArray(

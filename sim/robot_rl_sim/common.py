@@ -384,7 +384,12 @@ class Simulation(ABC):
             if isinstance(body.motion, (SlideJoint, HingeJoint))
         }
         self._cameras = {camera.name: camera for camera in self.scene.cameras}
-        self._finger_step_m = self.spec.gripper.finger_velocity_m_s * self.step_s
+        self._camera_poses: dict[str, CameraPose] = {}
+        # How far the fingers' target moves at once, and the physics steps until it moves again.
+        self._finger_reach_m = (
+            self.spec.gripper.finger_velocity_m_s * self.step_s * FINGER_CHUNK_TICKS
+        )
+        self._finger_wait = 0
 
     # What an engine adds.
 
@@ -454,10 +459,14 @@ class Simulation(ABC):
         while left > 0:
             ticks = min(left, stream.remaining or left)
             gap = self.finger_goal_m - self.finger_target_m
-            if gap != 0.0:
-                ticks = min(ticks, FINGER_CHUNK_TICKS)
-                reach = self._finger_step_m * ticks
-                self.finger_target_m += min(max(gap, -reach), reach)
+            if self._finger_wait or gap != 0.0:
+                if self._finger_wait == 0:
+                    self.finger_target_m += min(
+                        max(gap, -self._finger_reach_m), self._finger_reach_m
+                    )
+                    self._finger_wait = FINGER_CHUNK_TICKS
+                ticks = min(ticks, self._finger_wait)
+                self._finger_wait -= ticks
             self._advance(ticks)
             stream.consume(ticks)
             self.ticks += ticks
@@ -515,6 +524,7 @@ class Simulation(ABC):
         finger = _fraction(placement.gripper_opening) * self.spec.gripper.finger_stroke_m
         self.stream.hold(arm)
         self.finger_target_m = self.finger_goal_m = finger
+        self._finger_wait = 0
         self._place(arm, finger, bodies, joints)
 
     def save_state(self) -> Mapping[str, NDArray[Any]]:
@@ -523,6 +533,7 @@ class Simulation(ABC):
             "engine": np.array(type(self).__name__),
             "ticks": np.array(self.ticks, dtype=np.int64),
             "fingers_m": np.array([self.finger_target_m, self.finger_goal_m]),
+            "finger_wait": np.array(self._finger_wait, dtype=np.int64),
             "randomization": np.concatenate(
                 [
                     [values.mass_scale, values.friction_scale],
@@ -536,10 +547,11 @@ class Simulation(ABC):
         }
 
     def restore_state(self, state: Mapping[str, NDArray[Any]]) -> None:
-        engine = str(state["engine"])
+        engine = str(state.get("engine", "another program"))
         if engine != type(self).__name__:
             raise InvalidInputError(f"the state is of {engine}, not of {type(self).__name__}")
         self.ticks = int(state["ticks"])
+        self._finger_wait = int(state["finger_wait"])
         self.finger_target_m, self.finger_goal_m = (float(v) for v in state["fingers_m"])
         values = np.asarray(state["randomization"], dtype=np.float64)
         self.randomize(
@@ -572,6 +584,7 @@ class Simulation(ABC):
         if _same_draw(drawn, self.randomization):
             return
         self.randomization = drawn
+        self._camera_poses.clear()
         self._apply_randomization()
 
     def render(
@@ -581,7 +594,10 @@ class Simulation(ABC):
             raise unknown_name("camera", camera, self._cameras)
         if height < 1 or width < 1:
             raise InvalidInputError(f"image size {height} x {width} should be positive")
-        pose = camera_pose(self._cameras[camera], self.randomization)
+        pose = self._camera_poses.get(camera)
+        if pose is None:
+            pose = camera_pose(self._cameras[camera], self.randomization)
+            self._camera_poses[camera] = pose
         return self._render(pose, height, width, self.markers_m if markers else {})
 
     def rig(self) -> Rig:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree as xml
@@ -106,17 +105,6 @@ def urdf_text(spec: RobotSpec) -> str:
         "<!-- Written by robot_rl_sim.urdf_writer from robot_rl/specs; do not edit by hand. -->\n"
     )
     return header + xml.tostring(robot, encoding="unicode") + "\n"
-
-
-def urdf_path(spec: RobotSpec) -> Path:
-    """A file with the URDF of ``spec``: the committed one if it says the same, else a new one."""
-    text = urdf_text(spec)
-    committed = FOLDER / f"{spec.name}.urdf"
-    if committed.is_file() and committed.read_text() == text:
-        return committed
-    path = Path(tempfile.mkdtemp(prefix="robot_rl_urdf_")) / f"{spec.name}.urdf"
-    path.write_text(text)
-    return path
 
 
 def _arm(robot: xml.Element, spec: RobotSpec) -> None:

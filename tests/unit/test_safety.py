@@ -1,0 +1,385 @@
+"""The safety filter: what it refuses, what it shortens, what it never lets the arm do."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from robot_rl.errors import InvalidInputError, SafetyError
+from robot_rl.interfaces import JointState
+from robot_rl.safety import SafetyConfig
+
+ROBOTS = ("fr3", "panda", "sawyer")
+PERIOD_S = 0.1
+
+
+def face_excess(bench, q_rad) -> float:
+    """How far [m] the tool is outside the box at these joint angles; negative inside."""
+    tool = bench.tool(q_rad)
+    low, high = bench.safety.config.box_min_m, bench.safety.config.box_max_m
+    return float(np.maximum(np.array(low) - tool, tool - np.array(high)).max())
+
+
+def drive(bench, moves) -> None:
+    """Send the moves and check every set-point that reaches the arm."""
+    kinematics = bench.safety.kinematics
+    fastest = bench.safety.config.velocity_fraction * bench.arm.spec.limits("velocity_rad_s")
+    speed = bench.safety.config.max_speed_m_s
+    for delta, turn in moves:
+        before, tool = bench.arm.position_rad.copy(), bench.safety.setpoint_tool_m
+        bench.arm.sent.clear()
+        bench.safety.measure()
+        bench.safety.move(delta, turn, PERIOD_S)
+        (sent,) = bench.arm.sent
+        path = np.concatenate([before[None], sent.position_rad])
+        for q in sent.position_rad:
+            assert (q >= kinematics.lower_rad).all() and (q <= kinematics.upper_rad).all()
+            # A straight line in joint angles bends in space by less than this.
+            assert face_excess(bench, q) < 2e-3
+        assert (np.abs(np.diff(path, axis=0)) <= fastest * sent.period_s + 1e-12).all()
+        assert np.linalg.norm(bench.safety.setpoint_tool_m - tool) <= speed * PERIOD_S + 0.015
+        assert np.linalg.norm(bench.safety.setpoint_tool_m - bench.tool()) < 0.015
+        down = kinematics.forward(bench.arm.position_rad)[:3, 2]
+        assert np.arccos(np.clip(-down[2], -1, 1)) < 0.101, "the tool no longer points down"
+
+
+# -- refusals -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("delta", "turn", "duration", "message"),
+    [
+        ([np.nan, 0, 0], 0.0, 0.1, r"command refused: tool displacement is \[nan .*finite"),
+        ([0, np.inf, 0], 0.0, 0.1, r"tool displacement is .*inf.*, should be finite"),
+        ([0, 0], 0.0, 0.1, r"tool displacement has shape \(2,\), should be \(3,\)"),
+        ([[0, 0, 0]], 0.0, 0.1, r"has shape \(1, 3\), should be \(3,\)"),
+        (None, 0.0, 0.1, "tool displacement is None, should be numbers"),
+        ("abc", 0.0, 0.1, "tool displacement is 'abc', should be numbers"),
+        (["0", "0", "0"], 0.0, 0.1, "should be numbers"),
+        ([0j, 0j, 1j], 0.0, 0.1, "should be numbers"),
+        ([0, 0, 0], np.nan, 0.1, "turn is nan, should be finite"),
+        ([0, 0, 0], None, 0.1, "turn is None, should be numbers"),
+        ([0, 0, 0], 0.0, 0.0, "duration is 0.0 s, should be positive"),
+        ([0, 0, 0], 0.0, np.inf, "duration is inf, should be finite"),
+        ([0, 0, 0], 0.0, -0.1, "duration is -0.1 s, should be positive"),
+    ],
+)
+def test_a_command_that_is_no_number_is_refused_and_nothing_is_sent(
+    bench, delta, turn, duration, message
+):
+    at = bench()
+    tool = at.safety.setpoint_tool_m
+    with pytest.raises(SafetyError, match=message):
+        at.safety.move(delta, turn, duration)
+    assert at.arm.sent == []
+    assert at.safety.counters.refused == 1 and at.safety.counters.commands == 0
+    assert np.array_equal(at.safety.setpoint_tool_m, tool)
+
+
+@pytest.mark.parametrize("opening", [np.nan, np.inf, None, "open", [0.5]])
+def test_a_grip_that_is_no_number_is_refused(bench, opening):
+    at = bench()
+    with pytest.raises(SafetyError, match="command refused: gripper opening"):
+        at.safety.grip(opening)
+    assert at.gripper.sent == []
+
+
+def test_a_grip_is_clipped_to_the_stroke(bench):
+    at = bench()
+    assert [at.safety.grip(x) for x in (-3.0, 0.4, 1e30)] == [0.0, 0.4, 1.0]
+    assert at.gripper.sent == [0.0, 0.4, 1.0]
+
+
+def test_the_callers_array_is_not_written_to(bench):
+    at = bench()
+    delta = np.array([9.0, -9.0, 9.0])
+    delta.flags.writeable = False
+    at.safety.move(delta, 0.0, PERIOD_S)
+    assert delta.tolist() == [9.0, -9.0, 9.0]
+
+
+def test_an_arm_that_reports_no_number_is_not_believed(bench):
+    at = bench()
+    at.arm.position_rad[3] = np.nan
+    for ask in (at.safety.measure, at.safety.sync, at.safety.reset):
+        with pytest.raises(SafetyError, match=r"(?s)the arm reports joint angles .*nan.*finite"):
+            ask()
+    assert np.isfinite(at.safety.setpoint_rad).all()
+
+
+# -- limits -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("robot", ROBOTS)
+def test_a_small_step_inside_the_box_is_sent_as_asked(bench, robot):
+    at = bench(robot)
+    done = at.safety.move([0.01, -0.02, 0.005], 0.0, PERIOD_S)
+    assert not done.limited
+    np.testing.assert_allclose(done.delta_m, [0.01, -0.02, 0.005], atol=1e-12)
+    np.testing.assert_allclose(at.tool(), [0.01, -0.02, 0.155], atol=1e-3)
+    (sent,) = at.arm.sent
+    assert len(sent.position_rad) == at.safety.config.setpoints_per_command
+    assert sent.period_s == pytest.approx(PERIOD_S / len(sent.position_rad))
+
+
+def test_too_long_a_step_keeps_its_direction(bench):
+    at = bench()
+    wanted = np.array([0.2, 0.1, -0.1])
+    done = at.safety.move(wanted, 0.0, PERIOD_S)
+    assert done.limited and at.safety.counters.limited == 1
+    assert np.linalg.norm(done.delta_m) <= at.safety.config.max_speed_m_s * PERIOD_S + 1e-9
+    cosine = done.delta_m @ wanted / np.linalg.norm(done.delta_m) / np.linalg.norm(wanted)
+    assert cosine > 0.99
+
+
+@pytest.mark.parametrize("size", [1e3, 1e150, 1e300])
+def test_an_absurd_but_finite_step_is_shortened_without_overflow(bench, size):
+    at = bench()
+    with np.errstate(all="raise"):
+        done = at.safety.move([size, 0.0, 0.0], 0.0, PERIOD_S)
+    assert done.limited
+    assert 0.0 <= done.delta_m[0] <= 0.0451
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_a_step_out_of_the_box_ends_at_its_face(bench, axis, sign):
+    at = bench("panda", config=SafetyConfig(box_min_m=(-0.1, -0.1, 0.05),
+                                            box_max_m=(0.1, 0.1, 0.25)))
+    face = (at.safety.config.box_max_m if sign > 0 else at.safety.config.box_min_m)[axis]
+    delta = np.zeros(3)
+    delta[axis] = sign * 0.03
+    for _ in range(8):
+        at.safety.measure()
+        done = at.safety.move(delta, 0.0, PERIOD_S)
+    assert done.limited
+    assert np.abs(done.delta_m).max() < 1e-9
+    assert at.safety.setpoint_tool_m[axis] == pytest.approx(face, abs=1e-12)
+    assert at.tool()[axis] == pytest.approx(face, abs=1e-3)
+
+
+@pytest.mark.parametrize("robot", ROBOTS)
+@settings(max_examples=12, deadline=None, derandomize=True,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    moves=st.lists(
+        st.tuples(
+            st.tuples(*[st.floats(-1.0, 1.0)] * 3).map(np.array),
+            st.floats(-0.3, 0.3),
+            st.integers(1, 12),
+        ),
+        min_size=1, max_size=8,
+    )
+)
+def test_no_sequence_of_moves_gets_past_the_limits(bench, robot, moves):
+    at = bench(robot)
+    drive(at, [(delta, turn) for delta, turn, times in moves for _ in range(times)])
+
+
+@pytest.mark.parametrize("robot", ROBOTS)
+@pytest.mark.parametrize("kind", ["random", "corners", "turning", "corners and turning"])
+def test_hundreds_of_adversarial_moves_stay_within_the_limits(bench, robot, kind):
+    rng = np.random.default_rng(7)
+    moves = []
+    corner, turn = np.ones(3), 0.1
+    for i in range(400):
+        if i % 25 == 0:
+            corner = rng.choice([-1.0, 1.0], 3)
+        if i % 120 == 0:
+            turn = -turn
+        delta = rng.uniform(-0.1, 0.1, 3) if kind == "random" else 0.05 * corner
+        if kind == "turning":
+            delta = np.zeros(3)
+        moves.append((delta, rng.uniform(-0.2, 0.2) if kind == "random" else
+                      (turn if "turning" in kind else 0.0)))
+    drive(bench(robot), moves)
+
+
+@pytest.mark.parametrize("robot", ROBOTS)
+@pytest.mark.parametrize("corner", [(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
+def test_the_arm_comes_back_from_every_corner(bench, robot, corner):
+    at = bench(robot)
+    drive(at, [(0.04 * np.array(corner), 0.0)] * 40)
+    for _ in range(60):
+        at.safety.measure()
+        way = np.array([0.0, 0.0, 0.15]) - at.safety.setpoint_tool_m
+        drive(at, [(np.clip(way, -0.02, 0.02), 0.0)])
+    np.testing.assert_allclose(at.tool(), [0.0, 0.0, 0.15], atol=2e-3)
+
+
+@pytest.mark.parametrize("robot", ROBOTS)
+def test_a_turn_that_a_joint_cannot_follow_is_not_stored_up(bench, robot):
+    at = bench(robot)
+    for _ in range(120):
+        done = at.safety.move(np.zeros(3), 0.1, PERIOD_S)
+    assert done.limited and abs(done.yaw_rad) < 0.05
+    pose = at.safety.kinematics.forward(at.arm.position_rad)
+    real = np.arctan2(pose[1, 0], pose[0, 0])
+    lag = (at.safety.yaw_rad - real + np.pi) % (2 * np.pi) - np.pi
+    assert abs(lag) < 0.2
+    back = [at.safety.move(np.zeros(3), -0.1, PERIOD_S) for _ in range(10)]
+    pose = at.safety.kinematics.forward(at.arm.position_rad)
+    turned = (np.arctan2(pose[1, 0], pose[0, 0]) - real + np.pi) % (2 * np.pi) - np.pi
+    assert turned < -0.7, "the way back has to begin at once"
+    assert sum(step.yaw_rad for step in back) == pytest.approx(turned, abs=0.2)
+
+
+def test_a_blocked_arm_does_not_store_up_a_jump(bench):
+    at = bench()
+    at.arm.stuck = True
+    here = at.tool()
+    for _ in range(40):
+        at.safety.measure()
+        done = at.safety.move([0.02, 0.0, 0.0], 0.0, PERIOD_S)
+    config = at.safety.config
+    lead = np.linalg.norm(at.safety.setpoint_tool_m - here)
+    leash = config.leash_m + config.max_speed_m_s * PERIOD_S
+    assert 0.5 * leash < lead <= leash + 1e-9
+    assert done.limited and np.abs(done.delta_m).max() < 1e-9
+
+
+def test_a_tool_that_was_pushed_out_of_the_box_comes_back_no_faster_than_allowed(bench):
+    wide = bench("panda", tool_m=(0.2, 0.0, 0.15))
+    at = bench("panda", config=SafetyConfig(box_min_m=(-0.1, -0.1, 0.05),
+                                            box_max_m=(0.0, 0.1, 0.25)))
+    at.arm.position_rad = wide.arm.position_rad.copy()
+    at.safety.sync()
+    reach = at.safety.config.max_speed_m_s * PERIOD_S
+    tools = [at.tool()]
+    for _ in range(12):
+        at.safety.measure()
+        at.safety.move(np.zeros(3), 0.0, PERIOD_S)
+        tools.append(at.tool())
+    steps = np.linalg.norm(np.diff(tools, axis=0), axis=1)
+    assert steps.max() <= reach * 1.05
+    assert steps[0] > 0.5 * reach and tools[-1][0] == pytest.approx(0.0, abs=2e-3)
+
+
+def test_violations_of_the_arm_itself_are_counted_and_named(bench):
+    at = bench()
+    at.safety.measure()
+    assert at.safety.counters.violations == 0
+    at.arm.velocity_rad_s[0] = 1.01 * at.arm.spec.joints[0].velocity_rad_s
+    at.safety.measure()
+    at.arm.velocity_rad_s[0] = 0.0
+    at.arm.position_rad[6] = at.arm.spec.joints[6].upper_rad + 0.02
+    at.safety.measure()
+    assert at.safety.counters.reasons["joint above its velocity limit"] == 1
+    assert at.safety.counters.reasons["joint outside its position limits"] == 1
+    small = bench("panda", config=SafetyConfig(box_min_m=(-0.1, -0.1, 0.05),
+                                               box_max_m=(0.1, 0.1, 0.25)))
+    small.arm.position_rad = np.array(small.arm.spec.home_rad)
+    small.safety.measure()
+    assert small.safety.counters.reasons == {"tool outside the box": 1}
+
+
+def test_postures_are_found_inside_the_box_and_nowhere_else(bench):
+    at = bench("sawyer")
+    q = at.safety.posture((0.1, -0.2, 0.2))
+    np.testing.assert_allclose(at.tool(q), (0.1, -0.2, 0.2), atol=1e-4)
+    with pytest.raises(InvalidInputError, match=r"tool position \[.*\] m is outside the box"):
+        at.safety.posture((0.4, 0.0, 0.2))
+    with pytest.raises(InvalidInputError, match="tool position is .*nan.*, should be finite"):
+        at.safety.posture((np.nan, 0.0, 0.2))
+    far = bench("sawyer", config=SafetyConfig(box_min_m=(-0.2, -0.2, 0.05),
+                                              box_max_m=(2.5, 0.2, 0.3)))
+    with pytest.raises(InvalidInputError, match=r"out of reach of sawyer: the nearest posture is"):
+        far.safety.posture((2.4, 0.0, 0.2))
+
+
+# -- holds --------------------------------------------------------------------------------------
+
+
+def test_a_hold_stays_until_it_is_rearmed(bench):
+    at = bench()
+    at.safety.move([0.02, 0.0, 0.0], 0.0, PERIOD_S)
+    at.safety.hold("a person came near")
+    last = at.arm.sent[-1].position_rad
+    assert np.array_equal(last, at.arm.position_rad[None]), "a hold keeps the arm where it is"
+    count = len(at.arm.sent)
+    message = re.escape("the arm is held (a person came near); rearm() releases it")
+    for _ in range(2):
+        with pytest.raises(SafetyError, match=message):
+            at.safety.move([0.0, 0.0, 0.0], 0.0, PERIOD_S)
+        with pytest.raises(SafetyError, match=message):
+            at.safety.grip(1.0)
+        with pytest.raises(SafetyError, match=message):
+            at.safety.reset()
+        at.safety.set_state(at.safety.get_state())
+        assert at.safety.held == "a person came near"
+    assert len(at.arm.sent) == count and at.gripper.sent == []
+
+
+def test_rearming_starts_from_where_the_arm_is(bench):
+    at = bench()
+    at.arm.stuck = True
+    at.safety.move([0.03, 0.0, 0.0], 0.0, PERIOD_S)
+    at.safety.hold("test")
+    at.safety.rearm()
+    assert at.safety.held is None
+    assert np.array_equal(at.safety.setpoint_rad, at.arm.position_rad)
+    at.arm.stuck = False
+    before = at.tool()
+    at.safety.move(np.zeros(3), 0.0, PERIOD_S)
+    np.testing.assert_allclose(at.tool(), before, atol=1e-3)
+
+
+def test_a_hold_counts_even_where_the_arm_does_not_answer(bench, monkeypatch):
+    at = bench()
+
+    def silent(max_age_s: float) -> JointState:
+        raise SafetyError("no answer")
+
+    monkeypatch.setattr(at.arm, "state", silent)
+    with pytest.raises(SafetyError, match="no answer"):
+        at.safety.hold("lost")
+    with pytest.raises(SafetyError, match=r"the arm is held \(lost\)"):
+        at.safety.move(np.zeros(3), 0.0, PERIOD_S)
+
+
+# -- configuration ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"box_min_m": (0.3, 0, 0)}, "min .* is not below max"),
+        ({"box_max_m": (0.1, 0.1)}, "3 finite numbers each"),
+        ({"box_max_m": (np.nan, 0.1, 0.1)}, "3 finite numbers each"),
+        ({"box_min_m": (-np.inf, 0, 0)}, "3 finite numbers each"),
+        ({"max_speed_m_s": 0.0}, r"max_speed_m_s is 0.0, should be in \(0.0, 1.7\]"),
+        ({"max_speed_m_s": np.nan}, "max_speed_m_s is nan"),
+        ({"max_yaw_rate_rad_s": 9.0}, r"max_yaw_rate_rad_s is 9.0, should be in \(0.0, 2.5\]"),
+        ({"velocity_fraction": 1.01}, "velocity_fraction is 1.01"),
+        ({"leash_m": -0.1}, "leash_m is -0.1"),
+        ({"max_state_age_s": np.inf}, "max_state_age_s is inf"),
+        ({"joint_margin_rad": -1e-9}, "joint_margin_rad is -1e-09"),
+        ({"joint_margin_rad": np.nan}, "joint_margin_rad is nan"),
+        ({"setpoints_per_command": 0}, "setpoints_per_command is 0, should be a whole number"),
+        ({"setpoints_per_command": 2.5}, "setpoints_per_command is 2.5"),
+    ],
+)
+def test_limits_out_of_range_are_named(change, message):
+    with pytest.raises(InvalidInputError, match=message):
+        SafetyConfig(**change)
+
+
+def test_the_state_of_the_filter_goes_on_exactly(bench):
+    at, rng = bench(), np.random.default_rng(3)
+    for _ in range(5):
+        at.safety.move(rng.uniform(-0.03, 0.03, 3), rng.uniform(-0.1, 0.1), PERIOD_S)
+    saved, q = at.safety.get_state(), at.arm.position_rad.copy()
+    moves = [(rng.uniform(-0.03, 0.03, 3), rng.uniform(-0.1, 0.1)) for _ in range(5)]
+    first = [at.safety.move(d, y, PERIOD_S) for d, y in moves]
+    counters = dataclasses.replace(at.safety.counters)
+    at.safety.set_state(saved)
+    at.arm.position_rad = q
+    again = [at.safety.move(d, y, PERIOD_S) for d, y in moves]
+    for one, two in zip(first, again, strict=True):
+        assert np.array_equal(one.delta_m, two.delta_m) and one.yaw_rad == two.yaw_rad
+    assert at.safety.counters == counters
