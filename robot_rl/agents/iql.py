@@ -30,10 +30,10 @@ class IQLConfig(AgentConfig):
     """Options of implicit Q-learning."""
 
     expectile: float = option(
-        0.7, "expectile of Q that V regresses on, in (0, 1); .7 for locomotion, .9 for mazes"
+        0.8, "expectile of Q that V regresses on, in (0, 1); .7 for locomotion, .9 for mazes"
     )
     inverse_temperature: float = option(
-        3.0,
+        10.0,
         "the advantage is MULTIPLIED by this before the exponential (some codes divide);"
         " 0 is cloning, more is greedier; 3 for locomotion, 10 for mazes",
     )

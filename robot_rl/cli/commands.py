@@ -57,7 +57,8 @@ def _add_overwrite(parser: argparse.ArgumentParser) -> None:
 def _env(args: argparse.Namespace, checkpoint: str = "") -> EnvChoice:
     """The environment that was asked for; what was not said, as where the checkpoint learned."""
     learned = read_info(checkpoint).env if checkpoint else {}
-    known = {name: learned[name] for name in ("robot", "backend", "control_hz") if name in learned}
+    inherited = ("robot", "backend", "control_hz")
+    known: dict[str, Any] = {name: learned[name] for name in inherited if name in learned}
     choice = EnvChoice(**{**known, **read_flags(args, EnvChoice)})
     if choice.robot not in list_robots():
         raise unknown_name("robot", choice.robot, list_robots())

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,6 +61,8 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    # Where there is no display, this binding warns of it before we say so ourselves.
+    warnings.filterwarnings("ignore", module="glfw")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         parser = build_parser()

@@ -354,7 +354,7 @@ def _load_plain_npz(file: Path) -> tuple[DatasetInfo, list[Episode]]:
                 f"dataset: {file}: {name} has shape {array.shape}, should have {ndim} axes and "
                 f"{lengths.sum()} rows, the sum of episode_lengths"
             )
-    episodes = []
+    episodes: list[Episode] = []
     first = 0
     for length in lengths:
         rows = slice(first, first + int(length))

@@ -7,6 +7,8 @@ here, so that recorded rewards and practised ones are the same.
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +65,9 @@ def make_external(task: str, *, render_mode: str | None = None) -> ExternalEnv:
     """
     for module in ("gymnasium_robotics",):
         try:
-            gymnasium.register_envs(__import__(module))
+            # It prints news of tasks that were not asked for.
+            with contextlib.redirect_stderr(io.StringIO()):
+                gymnasium.register_envs(__import__(module))
         except ImportError:
             if task not in gymnasium.registry:
                 raise MissingDependencyError(

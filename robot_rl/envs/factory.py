@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from robot_rl.errors import InvalidInputError, unknown_name
 from robot_rl.interfaces import RigRequest
 from robot_rl.safety import SafetyConfig, SafetyFilter
 from robot_rl.specs import CameraSpec, load_robot
+
+T = TypeVar("T")
 
 
 def make_env(
@@ -77,10 +79,8 @@ def make_env(
     substeps = math.ceil(period_s / physics_step_s - 1e-9)
     chosen = make_task(task)
     spec = load_robot(robot)
-    if isinstance(randomization, dict):
-        randomization = _from_dict(RandomizationOptions, randomization, "randomization")
-    if isinstance(safety, dict):
-        safety = _from_dict(SafetyConfig, safety, "safety")
+    random = _options(RandomizationOptions, randomization, "randomization")
+    limits = _options(SafetyConfig, safety, "safety")
     if action is not None:
         parse_action_parts(action)
     scene = chosen.scene()
@@ -97,20 +97,20 @@ def make_env(
             render_quality=render_quality,
         ),
     )
-    if randomization is not None and randomization.latency_s > 0.0:
+    if random is not None and random.latency_s > 0.0:
         rig.arm = DelayedArm(rig.arm)
     try:
         return RobotEnv(
             chosen,
             rig,
-            SafetyFilter(rig.arm, rig.gripper, rig.clock, safety),
+            SafetyFilter(rig.arm, rig.gripper, rig.clock, limits),
             control_hz=control_hz,
             obs=obs,
             action=action,
             action_speed_m_s=action_speed_m_s,
             cameras=tuple(cameras),
             image_size=(height, width),
-            randomization=randomization,
+            randomization=random,
             max_episode_steps=max_episode_steps,
             terminate_on_success=terminate_on_success,
             render_mode=render_mode,
@@ -131,8 +131,10 @@ def _image_size(value: Any) -> tuple[int, int]:
     return int(size[0]), int(size[1])
 
 
-def _from_dict(cls: type[Any], values: dict[str, Any], what: str) -> Any:
-    known = [f.name for f in fields(cls)]
+def _options(cls: type[T], values: T | dict[str, Any] | None, what: str) -> T | None:
+    if not isinstance(values, dict):
+        return values
+    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
     for key in values:
         if key not in known:
             raise unknown_name(f"{what} option", key, known)

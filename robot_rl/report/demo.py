@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from robot_rl.envs.tasks import make_task
-from robot_rl.errors import RobotRLError
 from robot_rl.report.html import (
     Commands,
     Config,
@@ -23,10 +22,10 @@ from robot_rl.report.html import (
     results_table,
     write_report,
 )
-from robot_rl.report.plots import plot_curves, plot_success_bars
-from robot_rl.report.video import record_videos
+from robot_rl.report.plots import Boundary, plot_curves, plot_success_bars
+from robot_rl.report.video import film_episodes
 from robot_rl.training.checkpoint import load_agent
-from robot_rl.training.demo import DemoResult
+from robot_rl.training.demo import BUDGETS, DemoResult
 from robot_rl.training.evaluate import AgentPolicy
 from robot_rl.training.runs import read_metrics
 from robot_rl.training.setup import EnvChoice
@@ -53,6 +52,12 @@ def report_demo(result: DemoResult) -> Path:
     first = config.agents[0]
     minutes = values["seconds"] / 60
     sections: list[Section] = [
+        Headline([
+            Number("recorded data", f"{values['data_success']:.0%}"),
+            Number("behaviour cloning", f"{values['bc_success']:.0%}"),
+            Number(f"{first} pretrained", f"{values['offline_success']:.0%}"),
+            Number(f"{first} after practice", f"{values['online_success']:.0%}"),
+        ]),
         Text(
             f"A simulated {config.robot} learned to {task.description} on {config.backend}: first "
             f"from {episodes} recorded episodes of a mediocre operator, then by practising. Every "
@@ -60,12 +65,6 @@ def report_demo(result: DemoResult) -> Path:
             f"seen in training. An episode counts as a success if its last state is within "
             f"{task.threshold} {task.goal_unit} of the goal. It took {minutes:.1f} minutes."
         ),
-        Headline([
-            Number("recorded data", f"{values['data_success']:.0%}"),
-            Number("behaviour cloning", f"{values['bc_success']:.0%}"),
-            Number(f"{first} pretrained", f"{values['offline_success']:.0%}"),
-            Number(f"{first} after practice", f"{values['online_success']:.0%}"),
-        ]),
         results_table(rows, title="Results"),
         Plot(
             plot_success_bars({row.label: (row.successes, row.episodes) for row in rows}),
@@ -73,11 +72,11 @@ def report_demo(result: DemoResult) -> Path:
             title="Success at each stage",
         ),
     ]
-    curves = _curves(result)
+    pretrained = _longest(result, "offline")
+    curves = _curves(result, pretrained)
     if curves:
         sections.append(Plot(
-            plot_curves(curves, xlabel="updates of pretraining, then steps of practice",
-                        ylabel="success", percent=True),
+            plot_curves(curves, ylabel="success", percent=True, boundary=Boundary(pretrained)),
             caption="Success on held-out goals; every agent's practice follows its pretraining.",
             title="Learning",
         ))
@@ -93,21 +92,26 @@ def report_demo(result: DemoResult) -> Path:
                         title=f"{config.robot} learns: {task.name}", sections=sections)
 
 
-def _curves(result: DemoResult) -> dict[str, tuple[list[float], list[float]]]:
+def _longest(result: DemoResult, stage: str) -> float:
+    steps = [_steps(result, name.split()[0], stage) for name in result.runs
+             if name.endswith(stage)]
+    return float(max(steps, default=0))
+
+
+def _curves(
+    result: DemoResult, pretrained: float
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Success of each agent; practice is drawn from ``pretrained`` on."""
     curves: dict[str, tuple[list[float], list[float]]] = {}
     for agent in ("bc", *result.config.agents):
         steps: list[float] = []
         scores: list[float] = []
-        offset = 0.0
-        for stage in ("offline", "online"):
+        for stage, offset in (("offline", 0.0), ("online", pretrained)):
             run = result.runs.get(f"{agent} {stage}")
-            last = 0.0
             for row in read_metrics(run) if run is not None else []:
-                last = max(last, float(row["step"]))
                 if "eval/success_rate" in row:
                     steps.append(offset + float(row["step"]))
                     scores.append(float(row["eval/success_rate"]))
-            offset += last
         if steps:
             curves[agent] = (steps, scores)
     return curves
@@ -126,12 +130,12 @@ def _videos(result: DemoResult) -> Videos:
         try:
             for agent_name, stage, caption in wanted:
                 agent, _ = load_agent(result.runs[f"{agent_name} {stage}"])
-                paths = record_videos(env, AgentPolicy(agent), result.folder / "videos",
-                                      config.videos, config.seed, name=f"{agent_name}-{stage}")
-                films += [Video(path, caption) for path in paths]
+                filmed = film_episodes(env, AgentPolicy(agent), result.folder / "videos",
+                                       config.videos, config.seed, name=f"{agent_name}-{stage}")
+                films += [Video(film.path, f"{caption}: {film.outcome}") for film in filmed]
         finally:
             env.close()
-    except RobotRLError as error:
+    except Exception as error:  # noqa: BLE001 - a graphics driver can fail in any way
         return Videos(films, title="Films", note=f"No films: {error}")
     return Videos(films, title="Films")
 
@@ -143,13 +147,20 @@ def _commands(result: DemoResult) -> list[str]:
              f"--seed {config.seed} --out data"]
     for agent in ("bc", *config.agents):
         lines.append(f"robot-rl pretrain --agent {agent} --data data --seed {config.seed} "
-                     f"--steps {_steps(result, agent, 'offline')} --out {agent}-offline")
+                     f"--steps {_steps(result, agent, 'offline')}{_options(agent)} "
+                     f"--out {agent}-offline")
         if agent != "bc":
             lines.append(f"robot-rl train --from {agent}-offline {where} --seed {config.seed} "
                          f"--env-steps {_steps(result, agent, 'online')} --out {agent}-online")
             lines.append(f"robot-rl eval --checkpoint {agent}-online {where} "
                          f"--episodes {config.eval_episodes} --seed {config.seed}")
     return lines
+
+
+def _options(agent: str) -> str:
+    budget = BUDGETS.get(agent)
+    options = budget.options if budget is not None else {}
+    return "".join(f" --{name.replace('_', '-')} {value}" for name, value in options.items())
 
 
 def _steps(result: DemoResult, agent: str, stage: str) -> int:

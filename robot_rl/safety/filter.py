@@ -104,6 +104,7 @@ _CATCH_UP_M = 0.01
 _DAMPING = 0.01
 _BOX_TOLERANCE_M = 0.01
 _JOINT_TOLERANCE_RAD = 0.01
+_VELOCITY_TOLERANCE = 1.05
 
 
 class SafetyFilter:
@@ -197,7 +198,7 @@ class SafetyFilter:
             q_rad > self.kinematics.upper_rad + _JOINT_TOLERANCE_RAD
         ).any():
             self.counters.violate("joint outside its position limits")
-        if (np.abs(velocity_rad_s) > self._velocity_limit).any():
+        if (np.abs(velocity_rad_s) > _VELOCITY_TOLERANCE * self._velocity_limit).any():
             self.counters.violate("joint above its velocity limit")
 
     def posture(self, tool_m: ArrayLike, yaw_rad: float = 0.0) -> Array:

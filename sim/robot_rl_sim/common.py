@@ -32,8 +32,12 @@ from robot_rl.kinematics import rotation_from_quat
 from robot_rl.specs import BodySpec, CameraSpec, Geom, HingeJoint, RobotSpec, SlideJoint
 
 GRAVITY_M_S2 = 9.81
-ARM_FREQUENCY_RAD_S = 100.0
-"""Natural frequency of the joint controllers: how fast a tracking error dies out."""
+ARM_FREQUENCY_RAD_S = 70.0
+"""Natural frequency of the joint controllers: how fast a tracking error dies out.
+
+Set-points come as straight lines; stiffer controllers ask for torques at their corners that the
+wrists do not have, and overshoot the joints' velocity limits.
+"""
 ARM_DAMPING = 1.0
 """Damping ratio of the joint controllers."""
 ARM_ARMATURE_KG_M2 = 0.1

@@ -366,7 +366,7 @@ def test_setpoints_come_at_their_period(push_rig: Rig, period_s: float):
     push_rig.arm.command(JointSetpoints(rows, period_s))
     hand.wait(8 * period_s)
     late = push_rig.arm.state(0.0).position_rad
-    hand.wait(0.2)
+    hand.wait(0.3)
     # After the last one the arm stays there.
     np.testing.assert_allclose(push_rig.arm.state(0.0).position_rad, rows[-1], atol=1e-4)
     if period_s >= 0.01:
@@ -876,7 +876,7 @@ def test_less_friction_lets_a_puck_slide_farther(engine: str):
     assert rig.scene is not None
     hand = Hand(rig)
     distances = []
-    for scale in (2.0, 0.25):
+    for scale in (1.0, 0.25):
         rig.scene.randomize(Randomization(friction_scale=scale))
         hand.place((0.0, 0.0, 0.02))
         for speed in (0.125, *[0.25] * 7):
@@ -885,8 +885,8 @@ def test_less_friction_lets_a_puck_slide_farther(engine: str):
         hand.step((-0.25, 0.0, 0.0))
         hand.wait(1.5)
         distances.append(rig.tracker.body("puck", 0.0).position_m[0] - before)
-    # v^2 / (2 mu g) at 0.25 m/s: 4 mm at 0.8, 32 mm at 0.1.
-    assert distances[0] == pytest.approx(0.004, abs=0.006)
+    # v^2 / (2 mu g) at 0.25 m/s: 8 mm at 0.4, 32 mm at 0.1.
+    assert distances[0] == pytest.approx(0.008, abs=0.006)
     assert distances[1] == pytest.approx(0.032, abs=0.006)
     rig.close()
 

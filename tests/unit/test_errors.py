@@ -77,5 +77,5 @@ def test_an_unknown_task_from_elsewhere_is_named(task):
 
 def test_a_task_from_elsewhere_with_other_spaces_is_refused():
     pytest.importorskip("gymnasium_robotics")
-    with pytest.raises(InvalidInputError, match="actions are Discrete.*should be a bounded Box"):
+    with pytest.raises(InvalidInputError, match=r"actions are Discrete.*should be a bounded Box"):
         make_external("CartPole-v1")

@@ -51,7 +51,7 @@ def test_a_negative_latency_is_refused(bench, latency_s):
 
 
 def test_the_line_is_part_of_the_state(bench):
-    real, arm = delayed(bench, 0.06)
+    _, arm = delayed(bench, 0.06)
     arm.command(JointSetpoints(rows(10.0), 0.02))
     state = arm.get_state()
     first = arm.command(JointSetpoints(rows(20.0), 0.02)).position_rad

@@ -264,7 +264,11 @@ def test_violations_of_the_arm_itself_are_counted_and_named(bench):
     at = bench()
     at.safety.measure()
     assert at.safety.counters.violations == 0
-    at.arm.velocity_rad_s[0] = 1.01 * at.arm.spec.joints[0].velocity_rad_s
+    limit = at.arm.spec.joints[0].velocity_rad_s
+    at.arm.velocity_rad_s[0] = -1.04 * limit
+    at.safety.measure()
+    assert at.safety.counters.violations == 0, "the overshoot of a controller"
+    at.arm.velocity_rad_s[0] = -1.06 * limit
     at.safety.measure()
     at.arm.velocity_rad_s[0] = 0.0
     at.arm.position_rad[6] = at.arm.spec.joints[6].upper_rad + 0.02
@@ -284,7 +288,7 @@ def test_postures_are_found_inside_the_box_and_nowhere_else(bench):
     np.testing.assert_allclose(at.tool(q), (0.1, -0.2, 0.2), atol=1e-4)
     with pytest.raises(InvalidInputError, match=r"tool position \[.*\] m is outside the box"):
         at.safety.posture((0.4, 0.0, 0.2))
-    with pytest.raises(InvalidInputError, match="tool position is .*nan.*, should be finite"):
+    with pytest.raises(InvalidInputError, match=r"tool position is .*nan.*, should be finite"):
         at.safety.posture((np.nan, 0.0, 0.2))
     far = bench("sawyer", config=SafetyConfig(box_min_m=(-0.2, -0.2, 0.05),
                                               box_max_m=(2.5, 0.2, 0.3)))

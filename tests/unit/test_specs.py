@@ -22,7 +22,7 @@ def test_all_arms_are_listed():
 
 
 def test_an_unknown_arm_lists_those_there_are():
-    with pytest.raises(InvalidInputError, match="unknown robot 'pand'.*valid: fr3, panda, sawyer"):
+    with pytest.raises(InvalidInputError, match=r"unknown robot 'pand'.*valid: fr3, panda, sawyer"):
         load_robot("pand")
     with pytest.raises(InvalidInputError, match="valid: fr3"):
         load_robot("../specs/panda")

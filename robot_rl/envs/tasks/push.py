@@ -22,7 +22,7 @@ class Push(Task):
     description: ClassVar[str] = "push a puck over the table to a point"
     goal_dim: ClassVar[int] = 2
     feature_dim: ClassVar[int] = 7
-    threshold: ClassVar[float] = 0.03
+    threshold: ClassVar[float] = 0.04
 
     def scene(self) -> SceneSpec:
         puck = BodySpec(
