@@ -27,9 +27,9 @@ SAY := @echo "robot_rl:"
 
 DEMO_EXTRAS := sim,report
 TEST_EXTRAS := sim,report,external,ros,link,test,lint
-BENCH_EXTRAS := sim,bench
+BENCH_EXTRAS := sim,external,bench
 
-.PHONY: help demo test test-slow lint format bench doctor setup clean
+.PHONY: help demo test test-slow lint format bench bench-learning doctor setup clean
 
 help:  ## show this list
 	@echo "make <target>; each one installs what it needs into $(VENV) first"
@@ -50,10 +50,14 @@ lint: $(VENV)/.stamp-test  ## ruff and mypy
 format: $(VENV)/.stamp-test  ## order imports and apply ruff's safe corrections
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.stamp-bench  ## measure speed on this machine
-	@for script in benchmarks/*.py; do \
-		echo "robot_rl: $$script"; $(BIN)/python "$$script" $(BENCH_ARGS); \
-	done
+bench: $(VENV)/.stamp-bench  ## measure speed and parity on this machine (minutes)
+	$(BIN)/python benchmarks/env_rates.py --out benchmarks/results/env_rates.json
+	$(BIN)/python benchmarks/engine_parity.py --out benchmarks/results/engine_parity.json
+	$(BIN)/python benchmarks/iql_updates.py --out benchmarks/results/iql_updates.json
+
+bench-learning: $(VENV)/.stamp-demo  ## learning results over three seeds, both engines (an hour)
+	$(BIN)/python benchmarks/scripted_success.py
+	$(BIN)/python benchmarks/push_learning.py
 
 doctor: $(VENV)/.stamp-demo  ## say what works on this machine and what is missing
 	$(BIN)/robot-rl doctor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -73,7 +73,7 @@ def parse_action_parts(action: str) -> tuple[str, ...]:
     return parts
 
 
-class RobotEnv(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
+class RobotEnv(gymnasium.Env[Any, Any]):
     """A goal-conditioned task on an arm.
 
     Actions are in [-1, 1]: tool displacement x, y, z (1 is ``action_speed_m_s / control_hz``),
@@ -91,7 +91,7 @@ class RobotEnv(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
     ``safety_limited`` (counts of this episode).
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}
 
     def __init__(
         self,

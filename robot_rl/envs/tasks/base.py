@@ -13,7 +13,7 @@ from robot_rl.interfaces import Array, BodyState, ObjectTracker, Placement
 from robot_rl.specs.scene import CameraSpec, SceneSpec
 
 DEFAULT_CAMERAS = (
-    CameraSpec("front", position_m=(0.55, 0.0, 0.55), target_m=(0.0, 0.0, 0.03), fov_deg=42.0),
+    CameraSpec("front", position_m=(0.55, 0.0, 0.55), target_m=(0.0, 0.0, 0.03), fov_deg=36.0),
     CameraSpec("side", position_m=(0.0, -0.7, 0.45), target_m=(0.0, 0.0, 0.05), fov_deg=42.0),
 )
 
