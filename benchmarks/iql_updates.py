@@ -2,8 +2,9 @@
 
 The rivals take turns in short rounds after a warm-up, so that what else the machine does hits all
 of them; the figures are medians over the rounds. Batches are made beforehand, different from one
-update to the next. The process is bound to as many cores as --threads before any library starts
-its threads.
+update to the next. Every number of threads is measured in a process of its own, bound to as many
+cores before any library starts its threads. d3rlpy gets that many threads within each operation,
+JAX a pool of that size; robot_rl gets `Agent.set_workers` and one thread within each operation.
 
 Install, in an environment of its own because d3rlpy pins an old gymnasium:
 
@@ -14,12 +15,13 @@ Install, in an environment of its own because d3rlpy pins an old gymnasium:
   python -m pip install jax optax
   python -m pip install .
 
-Then: python benchmarks/iql_updates.py --threads 1 --json
+Then: python benchmarks/iql_updates.py --json
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -27,6 +29,7 @@ import io
 import itertools
 import json
 import logging
+import multiprocessing
 import os
 import platform
 import statistics
@@ -46,12 +49,16 @@ RESULTS = Path(__file__).parent / "results" / "iql_updates.json"
 
 @dataclasses.dataclass
 class Rival:
-    """One implementation: ``update(i)`` learns from batch i, ``sync()`` waits until it is done."""
+    """One implementation: ``update(i)`` learns from batch i, ``sync()`` waits until it is done.
+
+    ``torch_threads`` are those within one operation of torch, while it is this rival's turn.
+    """
 
     name: str
     version: str
     update: Callable[[int], Any]
-    sync: Callable[[], Any]
+    sync: Callable[[], Any] = lambda: None
+    torch_threads: int = 1
 
 
 def make_batches(seed: int = 0) -> list[dict[str, Any]]:
@@ -75,7 +82,7 @@ def make_batches(seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-def make_ours(batches: list[dict[str, Any]], compile_mode: str) -> Rival:
+def make_ours(batches: list[dict[str, Any]], threads: int, compile_mode: str) -> Rival:
     """robot_rl's IQL; ``compile_mode`` is on or off."""
     import torch
 
@@ -99,11 +106,17 @@ def make_ours(batches: list[dict[str, Any]], compile_mode: str) -> Rival:
         },
     )
     data = [Batch.from_numpy(batch) for batch in batches]
-    name = "robot_rl" if compile_mode == "off" else "robot_rl compiled"
-    return Rival(name, torch.__version__, lambda i: agent.update(data[i]), lambda: None)
+    if compile_mode == "off":
+        agent.set_workers(min(threads, 2))
+        name, torch_threads = "robot_rl", 1
+    else:
+        name, torch_threads = "robot_rl compiled", threads
+    return Rival(
+        name, torch.__version__, lambda i: agent.update(data[i]), torch_threads=torch_threads
+    )
 
 
-def make_d3rlpy(batches: list[dict[str, Any]]) -> Rival:
+def make_d3rlpy(batches: list[dict[str, Any]], threads: int) -> Rival:
     """d3rlpy's IQL, called below its own conversion from numpy, with tensors made beforehand."""
     logging.disable(logging.WARNING)
     # The old gym that d3rlpy imports announces its end on standard error.
@@ -142,12 +155,18 @@ def make_d3rlpy(batches: list[dict[str, Any]]) -> Rival:
     ]
     implementation = algo.impl
     return Rival(
-        "d3rlpy", d3rlpy.__version__, lambda i: implementation.update(data[i], i), lambda: None
+        "d3rlpy",
+        d3rlpy.__version__,
+        lambda i: implementation.update(data[i], i),
+        torch_threads=threads,
     )
 
 
-def make_jax(batches: list[dict[str, Any]]) -> Rival:
-    """The same losses, networks, Adam and target update in jax and optax, one jitted call."""
+def make_jax(batches: list[dict[str, Any]], threads: int) -> Rival:
+    """The same losses, networks, Adam and target update in jax and optax, one jitted call.
+
+    Its ``threads`` are as many as the cores that the process is bound to.
+    """
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -236,12 +255,13 @@ def flops_per_update() -> int:
     return trained + forward(value) + 2 * forward(critic)
 
 
-def measure_peaks(size: int = 2048, repeats: int = 4) -> dict[str, float]:
+def measure_peaks(threads: int, size: int = 2048, repeats: int = 4) -> dict[str, float]:
     """GFLOP/s of a large float32 product: torch.mm, and the oneDNN kernel that torch ships."""
     import torch
 
     from robot_rl.nets.dense import affine
 
+    torch.set_num_threads(threads)
     left, right, bias = torch.randn(size, size), torch.randn(size, size), torch.zeros(size)
     kernels: dict[str, Callable[[], Any]] = {
         "torch.mm": lambda: torch.mm(left, right),
@@ -262,6 +282,9 @@ def measure_peaks(size: int = 2048, repeats: int = 4) -> dict[str, float]:
 
 def run_round(rival: Rival, seconds: float) -> float:
     """Updates per second over about ``seconds``."""
+    import torch
+
+    torch.set_num_threads(rival.torch_threads)
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
         for _ in range(8):
@@ -290,7 +313,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--seconds", type=float, default=10.0, help="measured time per rival (default 10)"
     )
     parser.add_argument(
-        "--threads", type=int, default=1, help="cores, and threads per library (default 1)"
+        "--threads",
+        type=int,
+        nargs="+",
+        help="cores, and threads per library; several are measured one after the other"
+        " (default 1 and, where there are two cores, 2)",
     )
     parser.add_argument(
         "--compiled", action="store_true", help="also robot_rl under torch.compile (slow to start)"
@@ -301,15 +328,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         type=Path,
         nargs="?",
         const=RESULTS,
-        help="write the results into this file, one entry per --threads"
+        help="also write the results into this file, beside other numbers of threads there"
         " (without a value: benchmarks/results/iql_updates.json)",
     )
     options = parser.parse_args(arguments)
     if options.seconds <= 0.0:
         parser.error(f"--seconds is {options.seconds}; it must be above 0")
     cores = len(os.sched_getaffinity(0))
-    if not 1 <= options.threads <= cores:
-        parser.error(f"--threads is {options.threads}; it must be from 1 to {cores}")
+    if options.threads is None:
+        options.threads = [1, 2][:cores]
+    for threads in options.threads:
+        if not 1 <= threads <= cores:
+            parser.error(f"--threads is {threads}; it must be from 1 to {cores}")
     return options
 
 
@@ -323,13 +353,15 @@ def bind_cores(threads: int) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
 
 
-def collect(batches: list[dict[str, Any]], compiled: bool) -> tuple[list[Rival], dict[str, str]]:
+def collect(threads: int, compiled: bool) -> tuple[list[Rival], dict[str, str]]:
     """The rivals that can be imported, and why the others are left out."""
-    rivals = [make_ours(batches, mode) for mode in (("off", "on") if compiled else ("off",))]
+    batches = make_batches()
+    modes = ("off", "on") if compiled else ("off",)
+    rivals = [make_ours(batches, threads, mode) for mode in modes]
     absent = {}
     for name, maker in {"d3rlpy": make_d3rlpy, "jax": make_jax}.items():
         try:
-            rivals.append(maker(batches))
+            rivals.append(maker(batches, threads))
         except ImportError as error:
             absent[name] = f"{error}; --help says how to install it"
     return rivals, absent
@@ -369,37 +401,53 @@ def describe(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write(result: dict[str, Any], path: Path) -> None:
-    """Keeps what other thread counts gave."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    runs = json.loads(path.read_text())["runs"] if path.exists() else {}
-    runs[str(result["threads"])] = result
+def run(threads: int, seconds: float, compiled: bool) -> dict[str, Any]:
+    """Measures with ``threads`` threads; for a process that has not imported torch yet."""
+    bind_cores(threads)
+    load = os.getloadavg()[0]
+    rivals, absent = collect(threads, compiled)
+    peaks = measure_peaks(threads)
+    rates = measure(rivals, seconds, round_seconds=0.5)
+    # Again, for the machine may have been busier before: the best counts.
+    peaks = {name: max(peak, peaks[name]) for name, peak in measure_peaks(threads).items()}
+    result = summarise(rates, rivals, peaks, threads)
+    # More than ``threads`` at the end means that others were at work.
+    return {**result, "left_out": absent, "load_before_and_after": [load, os.getloadavg()[0]]}
+
+
+def run_apart(threads: int, seconds: float, compiled: bool) -> dict[str, Any]:
+    """`run`, in a fresh process."""
+    fresh = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, fresh) as pool:
+        return pool.submit(run, threads, seconds, compiled).result()
+
+
+def as_document(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What is printed and written: the runs by number of threads."""
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    document = {"benchmark": "iql_updates", "machine": machine, "runs": dict(sorted(runs.items()))}
-    path.write_text(json.dumps(document, indent=2) + "\n")
+    return {"benchmark": "iql_updates", "machine": machine, "runs": dict(sorted(runs.items()))}
+
+
+def write(runs: dict[str, dict[str, Any]], path: Path) -> None:
+    """Keeps what other numbers of threads gave."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = json.loads(path.read_text())["runs"] if path.exists() else {}
+    path.write_text(json.dumps(as_document({**before, **runs}), indent=2) + "\n")
 
 
 def main() -> int:
     options = parse()
-    bind_cores(options.threads)
-    import torch
-
-    torch.set_num_threads(options.threads)
-    batches = make_batches()
-    rivals, absent = collect(batches, options.compiled)
-    for name, reason in absent.items():
-        print(f"{name} is left out: {reason}", file=sys.stderr)
-    peaks = measure_peaks()
-    rates = measure(rivals, options.seconds, round_seconds=0.5)
-    # Again, for the machine may have been busier before: the best counts.
-    peaks = {name: max(peak, peaks[name]) for name, peak in measure_peaks().items()}
-    result = summarise(rates, rivals, peaks, options.threads)
-    result["left_out"] = absent
-    print(describe(result))
+    runs = {}
+    for threads in options.threads:
+        result = run_apart(threads, options.seconds, options.compiled)
+        runs[str(threads)] = result
+        for name, reason in result["left_out"].items():
+            print(f"{name} is left out: {reason}", file=sys.stderr)
+        print(describe(result), flush=True)
     if options.out is not None:
-        write(result, options.out)
+        write(runs, options.out)
     if options.json:
-        print(json.dumps(result))
+        print(json.dumps(as_document(runs)))
     return 0
 
 

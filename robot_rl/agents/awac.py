@@ -20,6 +20,7 @@ from robot_rl.agents.losses import (
     softmax_weights,
 )
 from robot_rl.nets import MLP, FlatParameters
+from robot_rl.nets.policy import PolicyTape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,26 +94,15 @@ class AWAC(Agent):
         shape = (1 + self.config.value_samples, size, self.action_dim)
         return torch.randn(shape, generator=self._update_generator).to(self.device)
 
-    def _policy_value(self, state: Tensor, mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
-        """V(s) (B,): the mean over ``noise`` (K, B, a) of the smaller Q(s, a), a sampled."""
-        actions = torch.addcmul(mean, noise, std).clamp_(-1.0, 1.0)
-        states = state.expand(noise.shape[0], *state.shape)
-        pairs = torch.cat([states, actions], 2).flatten(0, 1)
-        return self._critics.min_online(pairs).view(noise.shape[:2]).mean(0)
-
     def _compute_gradients(self, batch: Batch, noise: Tensor | None) -> Metrics:
         assert noise is not None
         state = self._state(batch.observation, batch.goal)
-        next_state = self._state(batch.next_observation, batch.goal)
-
-        next_action = self.policy.sample(next_state, noise[0])
-        next_value = self._critics.min_target(torch.cat([next_state, next_action], 1))
-        target = self.critic_target(batch, next_value)
+        target, (mean, log_std, policy_tape, value) = self._both(
+            lambda: self._target_part(batch, noise[0]),
+            lambda: self._policy_and_value_part(state, noise[1:]),
+        )
         state_action = torch.cat([state, batch.action], 1)
-        critic_loss, q_value = self._critics.regress(state_action, target, batch.weight)
-
-        mean, log_std, policy_tape = self.policy.forward_tape(state)
-        value = self._policy_value(state, mean, log_std.exp(), noise[1:])
+        critic_loss, q_value = self._critics.regress(state_action, target, batch.weight, self._both)
         advantage = q_value - value
         policy_loss = self.policy_loss(mean, log_std, batch, advantage)
         self.policy.backward(policy_loss.mean_gradient, policy_loss.log_std_gradient, policy_tape)
@@ -123,3 +113,24 @@ class AWAC(Agent):
             "advantage": advantage.mean(),
             "target": target.mean(),
         }
+
+    def _target_part(self, batch: Batch, noise: Tensor) -> Tensor:
+        """The critics' target (B,), with a' sampled by ``noise`` (B, a)."""
+        next_state = self._state(batch.next_observation, batch.goal)
+        next_action = self.policy.sample(next_state, noise)
+        next_value = self._critics.min_target(torch.cat([next_state, next_action], 1))
+        return self.critic_target(batch, next_value)
+
+    def _policy_and_value_part(
+        self, state: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor, PolicyTape, Tensor]:
+        """The policy's forward pass, and V(s) (B,).
+
+        V(s) is the mean over ``noise`` (K, B, a) of the smaller Q(s, a), a sampled.
+        """
+        mean, log_std, tape = self.policy.forward_tape(state)
+        actions = torch.addcmul(mean, noise, log_std.exp()).clamp_(-1.0, 1.0)
+        states = state.expand(noise.shape[0], *state.shape)
+        pairs = torch.cat([states, actions], 2).flatten(0, 1)
+        value = self._critics.min_online(pairs).view(noise.shape[:2]).mean(0)
+        return mean, log_std, tape, value

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from robot_rl.agents.losses import squared_loss
+from robot_rl.agents.losses import Loss, squared_loss
+from robot_rl.agents.parallel import Both, in_turn
 from robot_rl.nets import MLP, FlatParameters
 
 _NAMES = ("critic1", "critic2")
@@ -53,21 +54,24 @@ class TwinCritics:
         return torch.minimum(first, second).squeeze(1)
 
     def regress(
-        self, state_action: Tensor, target: Tensor, weight: Tensor | None
+        self, state_action: Tensor, target: Tensor, weight: Tensor | None, both: Both = in_turn
     ) -> tuple[Tensor, Tensor]:
         """Writes the gradients of both squared errors to ``target`` (B,).
 
         Returns their sum, and the smaller value (B,). One network is done before the next begins,
-        while what it left is still in the cache.
+        while what it left is still in the cache, or ``both`` are done at once.
         """
-        losses, values = [], []
-        for net in self.online:
+
+        def one(net: MLP) -> tuple[Loss, Tensor]:
             output, tape = net.forward_tape(state_action)
             loss = squared_loss(output.squeeze(1), target, weight)
             net.backward(loss.gradient.unsqueeze(1), tape)
-            losses.append(loss.value)
-            values.append(output)
-        return losses[0] + losses[1], torch.minimum(values[0], values[1]).squeeze(1)
+            return loss, output
+
+        (loss1, value1), (loss2, value2) = both(
+            lambda: one(self.online[0]), lambda: one(self.online[1])
+        )
+        return loss1.value + loss2.value, torch.minimum(value1, value2).squeeze(1)
 
     def update_targets(self, tau: float) -> None:
         """Moves the targets by the share ``tau`` towards the online critics."""

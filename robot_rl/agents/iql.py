@@ -105,25 +105,31 @@ class IQL(Agent):
 
     def _compute_gradients(self, batch: Batch, noise: Tensor | None) -> Metrics:
         state = self._state(batch.observation, batch.goal)
-        next_state = self._state(batch.next_observation, batch.goal)
         state_action = torch.cat([state, batch.action], 1)
+        critic_metrics, metrics = self._both(
+            lambda: self._critic_part(batch, state_action),
+            lambda: self._value_and_policy_part(batch, state, state_action),
+        )
+        return metrics | critic_metrics
 
+    def _critic_part(self, batch: Batch, state_action: Tensor) -> Metrics:
+        next_state = self._state(batch.next_observation, batch.goal)
+        target = self.critic_target(batch, self._value.forward(next_state).squeeze(1))
+        loss, _ = self._critics.regress(state_action, target, batch.weight)
+        return {"critic_loss": loss, "target": target.mean()}
+
+    def _value_and_policy_part(self, batch: Batch, state: Tensor, state_action: Tensor) -> Metrics:
         target_q = self._critics.min_target(state_action)
         output, value_tape = self._value.forward_tape(state)
         value = output.squeeze(1)
         value_loss = self.value_loss(value, target_q, batch.weight)
         self._value.backward(value_loss.gradient.unsqueeze(1), value_tape)
 
-        target = self.critic_target(batch, self._value.forward(next_state).squeeze(1))
-        critic_loss, _ = self._critics.regress(state_action, target, batch.weight)
-
         mean, log_std, policy_tape = self.policy.forward_tape(state)
         policy_loss = self.policy_loss(mean, log_std, batch, target_q - value)
         self.policy.backward(policy_loss.mean_gradient, policy_loss.log_std_gradient, policy_tape)
         return {
             "value_loss": value_loss.value,
-            "critic_loss": critic_loss,
             "policy_loss": policy_loss.value,
             "value": value.mean(),
-            "target": target.mean(),
         }

@@ -367,7 +367,9 @@ def _load_plain_npz(file: Path) -> tuple[DatasetInfo, list[Episode]]:
             observation=observations[rows].astype(np.float32),
             achieved=np.zeros((count + 1, 0), np.float32),
             desired=np.zeros(0, np.float32),
-            action=actions[rows][:-1].astype(np.float32),
+            # Demonstrations may ask for more than an action's range; what was executed did not.
+            action=np.clip(actions[rows][:-1], -1.0, 1.0).astype(np.float32),
+            requested=actions[rows][:-1].astype(np.float32),
             reward=rewards[rows][:-1].astype(np.float32),
             terminated=np.zeros(count, np.bool_),
             truncated=truncated,

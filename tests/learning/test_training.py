@@ -212,7 +212,8 @@ def test_practice_that_crashed_anywhere_goes_on_exactly(
 def test_practice_from_nothing_with_randomisation_goes_on_exactly(tmp_path, agent):
     env = EnvChoice(task="Push", robot="panda", control_hz=5.0, randomize={
         "mass": 0.3, "action_noise": 0.1, "action_bias": 0.1, "latency_s": 0.1})
-    options = {"agent": agent, "warmup_steps": 25, "checkpoint_every": 25, "seed": 3}
+    options = {"agent": agent, "warmup_steps": 25, "checkpoint_every": 25, "seed": 3,
+               "updates_per_step": 0.345}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(train_config(whole, env_steps=100, **options), env, agent_overrides=SMALL, quiet=True)
     train(train_config(parts, env_steps=50, **options), env, agent_overrides=SMALL, quiet=True)

@@ -289,9 +289,9 @@ def test_whole_update_equals_autograd(name: str) -> None:
         target_q = smaller("target.", s, g, a).detach()
         value = net("value", s, g)[:, 0]
         u = target_q - value
-        total = (torch.where(u < 0.0, 0.3, 0.7) * u**2).mean()
+        total = (torch.where(u < 0.0, 1.0 - config.expectile, config.expectile) * u**2).mean()
         next_value = net("value", s2, g)[:, 0]
-        weight = torch.exp(3.0 * u).clamp(max=100.0)
+        weight = torch.exp(config.inverse_temperature * u).clamp(max=100.0)
     else:
         total = torch.zeros(())
         next_mean = torch.tanh(net("policy", s2, g))

@@ -243,9 +243,8 @@ def test_a_closed_pipe_is_no_traceback(tmp_path):
 
 
 def test_demo_in_a_process(tmp_path):
-    done = process("demo", "--task", "Reach", "--scale", "0.02", "--episodes", "10",
-                   "--bc-steps", "50", "--eval-episodes", "4", "--videos", "0", "--json",
-                   "--out", "demo", cwd=tmp_path)
+    done = process("demo", "--scale", "0.02", "--episodes", "10", "--eval-episodes", "4",
+                   "--videos", "0", "--json", "--out", "demo", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
     value = json.loads(done.stdout)
@@ -254,7 +253,7 @@ def test_demo_in_a_process(tmp_path):
     assert value["data_success"] * 10 == pytest.approx(round(value["data_success"] * 10))
     assert value["offline_success"] * 4 == round(value["offline_success"] * 4)
     page = (tmp_path / value["report"]).read_text()
-    assert "Reach" in page and "src=\"http" not in page
+    assert "Push" in page and "src=\"http" not in page
     assert json.loads((tmp_path / "demo" / "demo.json").read_text())["bc_success"] == (
         value["bc_success"])
     assert {p.name for p in (tmp_path / "demo").iterdir()} >= {

@@ -78,3 +78,23 @@ def test_a_stop_does_not_wait_and_nothing_old_comes_after_it(bench, period_s):
         safety.move(np.zeros(3), 0.0, period_s)
     moved = np.abs(np.concatenate([s.position_rad for s in at.arm.sent]) - here).max()
     assert moved < 0.02, "set-points from before the stop reached the arm"
+
+
+def test_an_arm_that_was_moved_by_hand_while_held_stays_there(bench):
+    at = bench("panda")
+    arm = DelayedArm(at.arm)
+    arm.set_latency(0.1)
+    safety = SafetyFilter(arm, at.gripper, at.clock)
+    safety.sync()
+    safety.move([0.02, 0.0, 0.0], 0.0, 0.1)
+    safety.hold("guided by hand")
+    at.arm.position_rad = safety.posture((0.1, 0.1, 0.2))
+    at.arm.sent.clear()
+    safety.rearm()
+    for _ in range(8):
+        safety.measure()
+        safety.move(np.zeros(3), 0.0, 0.1)
+    np.testing.assert_allclose(at.tool(), [0.1, 0.1, 0.2], atol=2e-3)
+    for sent in at.arm.sent:
+        for q in sent.position_rad:
+            np.testing.assert_allclose(at.tool(q), [0.1, 0.1, 0.2], atol=2e-3)
