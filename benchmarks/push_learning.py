@@ -47,6 +47,7 @@ def main() -> int:
     parser.add_argument("--agents", nargs="+", default=list(BUDGETS))
     parser.add_argument("--robot", default="sawyer")
     parser.add_argument("--task", default="Push")
+    parser.add_argument("--threads", type=int, default=2, help="cores that updates use")
     parser.add_argument("--work", type=Path, help="keep the runs in this folder")
     parser.add_argument("--out", type=Path, default=OUT, help=f"default: {OUT.name} beside others")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
@@ -70,7 +71,7 @@ def main() -> int:
             for seed in args.seeds:
                 config = DemoConfig(
                     task=args.task, robot=args.robot, backend=backend, agents=tuple(args.agents),
-                    seed=seed, videos=0, out=str(work / f"{backend}-{seed}"),
+                    seed=seed, videos=0, threads=args.threads, out=str(work / f"{backend}-{seed}"),
                 )
                 values = run_demo(config, quiet=True, overwrite=True).values()
                 rows.append(values)

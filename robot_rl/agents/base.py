@@ -233,11 +233,11 @@ class Agent(abc.ABC):
         return metrics
 
     def set_workers(self, workers: int) -> None:
-        """How many cores an update may use, 1 (at first) or 2; the results are the same bits.
+        """How many cores an update may use, 1 (at first) or 2.
 
-        With two, independent networks are computed at once, each with one torch thread. That is
-        faster than `torch.set_num_threads`, which is not touched. It changes nothing for bc, which
-        has one network, nor on a GPU or when compiled, where `workers` stays 1.
+        With two, independent networks are computed at once, each with one torch thread, to the same
+        bits as with one worker and one torch thread; the caller's `torch.set_num_threads` stays.
+        It gains nothing for bc, which has one network; on a GPU or compiled, `workers` stays 1.
 
         Raises:
             InvalidInputError: neither 1 nor 2.

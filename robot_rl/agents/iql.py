@@ -106,6 +106,7 @@ class IQL(Agent):
     def _compute_gradients(self, batch: Batch, noise: Tensor | None) -> Metrics:
         state = self._state(batch.observation, batch.goal)
         state_action = torch.cat([state, batch.action], 1)
+        # Both read the value network's parameters; each writes the gradients of its own networks.
         critic_metrics, metrics = self._both(
             lambda: self._critic_part(batch, state_action),
             lambda: self._value_and_policy_part(batch, state, state_action),

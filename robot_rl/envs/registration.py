@@ -19,5 +19,9 @@ def register_envs() -> None:
             gymnasium.register(
                 env_id(task),
                 entry_point="robot_rl.envs.factory:make_env",
+                # gymnasium's wrappers would hide compute_reward, which goal-conditioned learners
+                # and checkers call on what make() gives; RobotEnv does these checks itself.
+                order_enforce=False,
+                disable_env_checker=True,
                 kwargs={"task": task},
             )

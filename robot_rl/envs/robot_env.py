@@ -188,6 +188,9 @@ class RobotEnv(gymnasium.Env[Any, Any]):
     ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Start an episode. ``options`` may give ``goal`` (goal_dim,) and ``start`` (Placement)."""
         super().reset(seed=seed)
+        if self.spec is not None and self.spec.max_episode_steps is not None:
+            # gymnasium.make keeps this argument for itself; longer than the task's counts too.
+            self.max_episode_steps = self.spec.max_episode_steps
         self.safety.check_released()
         self._ready = False
         options = options or {}

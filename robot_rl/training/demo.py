@@ -14,8 +14,9 @@ from robot_rl.data.files import new_folder, write_json
 from robot_rl.errors import InvalidInputError, unknown_name
 from robot_rl.training.checkpoint import load_agent
 from robot_rl.training.collect import CollectConfig, collect
+from robot_rl.training.compute import set_threads
 from robot_rl.training.evaluate import AgentPolicy, EvalResult, evaluate
-from robot_rl.training.offline import PretrainConfig, pretrain, set_threads
+from robot_rl.training.offline import PretrainConfig, pretrain
 from robot_rl.training.online import TrainConfig, train
 from robot_rl.training.runs import Interrupted
 from robot_rl.training.setup import EnvChoice, canonical_task, check_seed
@@ -54,6 +55,7 @@ class DemoConfig:
                                                 "practice; less is quicker and worse"})
     eval_episodes: int = field(default=100, metadata={"help": "held-out goals at each stage"})
     seed: int = field(default=0, metadata={"help": "seed of everything random"})
+    threads: int = field(default=2, metadata={"help": "cores that updates use"})
     videos: int = field(default=2, metadata={"help": "episodes to film of each of the first and "
                                              "last stages"})
     out: str = field(default="", metadata={"help": "folder of the run (default: runs/demo, or "
@@ -61,7 +63,7 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("episodes", 1), ("bc_steps", 1), ("eval_episodes", 1), ("seed", 0),
-                            ("videos", 0)):
+                            ("threads", 1), ("videos", 0)):
             if getattr(self, name) < least:
                 raise InvalidInputError(
                     f"{name} is {getattr(self, name)}, should be at least {least}"
@@ -133,7 +135,7 @@ def run_demo(config: DemoConfig, *, overwrite: bool = False, quiet: bool = False
         InvalidInputError: an option cannot be used.
         Interrupted: the user stopped it; the stages that ended stay on the disk.
     """
-    set_threads(1, "cpu")
+    set_threads(config.threads, "cpu")
     env = EnvChoice(task=canonical_task(config.task), robot=config.robot, backend=config.backend)
     env.make().close()
     folder = new_folder(Path(config.out) if config.out else _free(Path("runs/demo")), "demo",
@@ -160,6 +162,7 @@ def run_demo(config: DemoConfig, *, overwrite: bool = False, quiet: bool = False
         _finished(pretrain(
             PretrainConfig(agent=agent, data=data["path"], steps=_scaled(steps, config.scale),
                            seed=config.seed, out=str(runs[f"{agent} offline"]),
+                           threads=config.threads,
                            eval_every=max(_scaled(steps, config.scale) // 2, 1),
                            eval_episodes=config.eval_episodes),
             env=env, quiet=quiet,
@@ -175,7 +178,7 @@ def run_demo(config: DemoConfig, *, overwrite: bool = False, quiet: bool = False
         env_steps = _scaled(BUDGETS[agent].env_steps, config.scale)
         _finished(train(
             TrainConfig(from_run=str(runs[f"{agent} offline"]), env_steps=env_steps,
-                        seed=config.seed, out=str(runs[f"{agent} online"]),
+                        seed=config.seed, out=str(runs[f"{agent} online"]), threads=config.threads,
                         warmup_steps=min(1_000, env_steps // 4),
                         eval_every=max(env_steps // 5, 1), eval_episodes=config.eval_episodes),
             env, quiet=quiet,

@@ -8,7 +8,6 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import torch
 
 from robot_rl.agents import AGENTS
 from robot_rl.agents.base import Agent, Batch
@@ -26,6 +25,7 @@ from robot_rl.training.checkpoint import (
     restore_generator,
     save_checkpoint,
 )
+from robot_rl.training.compute import set_threads, use_threads
 from robot_rl.training.evaluate import AgentPolicy, evaluate
 from robot_rl.training.runs import (
     RateMeter,
@@ -63,7 +63,8 @@ class PretrainConfig:
                                                     "0: do not evaluate"})
     checkpoint_every: int = field(default=5_000, metadata={"help": "updates between checkpoints"})
     log_every: int = field(default=500, metadata={"help": "updates between lines of metrics"})
-    threads: int = field(default=1, metadata={"help": "torch threads"})
+    threads: int = field(default=1, metadata={"help": "cores that updates use; two work on "
+                                                "different networks at once"})
     device: str = field(default="cpu", metadata={"help": "torch device, cpu or cuda"})
 
     def __post_init__(self) -> None:
@@ -87,16 +88,6 @@ def update_block(
     for _ in range(count):
         metrics = agent.update(Batch.from_numpy(sampler.sample(size, rng), agent.device))
     return {key: float(value) for key, value in metrics.items()}
-
-
-def set_threads(threads: int, device: str) -> None:
-    """Set torch's thread count on purpose, and check that the device is there."""
-    torch.set_num_threads(threads)
-    kind = device.split(":")[0]
-    if kind not in ("cpu", "cuda"):
-        raise unknown_name("device", device, ("cpu", "cuda"))
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise InvalidInputError("device cuda is not available here; valid: cpu")
 
 
 def pretrain(
@@ -214,6 +205,7 @@ def _loop(
     step: int,
     quiet: bool,
 ) -> dict[str, Any]:
+    use_threads(agent, config.threads)
     env: gymnasium.Env[Any, Any] | None = env_choice.make() if config.eval_episodes else None
     result: dict[str, Any] = {}
     checkpoint = None

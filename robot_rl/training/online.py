@@ -35,6 +35,7 @@ from robot_rl.training.checkpoint import (
     restore_generator,
     save_checkpoint,
 )
+from robot_rl.training.compute import set_threads, use_threads
 from robot_rl.training.evaluate import (
     AgentPolicy,
     EvalResult,
@@ -43,7 +44,7 @@ from robot_rl.training.evaluate import (
     evaluate,
     run_episode,
 )
-from robot_rl.training.offline import set_threads, update_block
+from robot_rl.training.offline import update_block
 from robot_rl.training.runs import RateMeter, RunFolder, StopFlag, progress, read_config
 from robot_rl.training.setup import (
     EnvChoice,
@@ -81,7 +82,8 @@ class TrainConfig:
                                                  "0: only at the end"})
     eval_episodes: int = field(default=20, metadata={"help": "episodes of each evaluation"})
     checkpoint_every: int = field(default=2_500, metadata={"help": "steps between checkpoints"})
-    threads: int = field(default=1, metadata={"help": "torch threads"})
+    threads: int = field(default=1, metadata={"help": "cores that updates use; two work on "
+                                                "different networks at once"})
     device: str = field(default="cpu", metadata={"help": "torch device, cpu or cuda"})
 
     def __post_init__(self) -> None:
@@ -270,6 +272,7 @@ def resume_train(
 
 def _loop(practice: _Practice, quiet: bool) -> dict[str, Any]:
     config, run, agent = practice.config, practice.run, practice.agent
+    use_threads(agent, config.threads)
     judge = EnvChoice(**practice.description.env).make()
     scores: EvalResult | None = None
     meter, first = RateMeter(), practice.step
