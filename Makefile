@@ -53,7 +53,7 @@ format: $(VENV)/.stamp-test  ## order imports and apply ruff's safe corrections
 bench: $(VENV)/.stamp-bench  ## measure speed and parity on this machine (minutes)
 	$(BIN)/python benchmarks/env_rates.py --out benchmarks/results/env_rates.json
 	$(BIN)/python benchmarks/engine_parity.py --out benchmarks/results/engine_parity.json
-	$(BIN)/python benchmarks/iql_updates.py --out benchmarks/results/iql_updates.json
+	$(BIN)/python benchmarks/iql_updates.py
 
 bench-learning: $(VENV)/.stamp-demo  ## learning results over three seeds, both engines (an hour)
 	$(BIN)/python benchmarks/scripted_success.py

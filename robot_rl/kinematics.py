@@ -6,6 +6,7 @@ lengths in m. Angular velocities are in base axes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,10 +121,9 @@ class Kinematics:
         self.upper_rad = spec.limits("upper_rad")
         self._home = np.asarray(spec.home_rad, dtype=np.float64)
         self._origins = np.stack([transform(j.origin_xyz_m, j.origin_rpy_rad) for j in spec.joints])
-        self.flange = transform(spec.flange_xyz_m, spec.flange_rpy_rad)
         gripper = spec.gripper
         self._tool = (
-            self.flange
+            transform(spec.flange_xyz_m, spec.flange_rpy_rad)
             @ transform(gripper.mount_xyz_m, gripper.mount_rpy_rad)
             @ transform(gripper.tcp_xyz_m)
         )
@@ -148,11 +148,6 @@ class Kinematics:
     def forward(self, q_rad: ArrayLike) -> Array:
         """Pose (4, 4) of the TCP in the base frame for joint angles (n,) [rad]."""
         pose: Array = self.joint_frames(q_rad)[-1] @ self._tool
-        return pose
-
-    def flange_pose(self, q_rad: ArrayLike) -> Array:
-        """Pose (4, 4) of the flange in the base frame for joint angles (n,) [rad]."""
-        pose: Array = self.joint_frames(q_rad)[-1] @ self.flange
         return pose
 
     def forward_and_jacobian(self, q_rad: ArrayLike) -> tuple[Array, Array]:
@@ -251,6 +246,11 @@ class Kinematics:
             float(rotation),
             bool(position <= position_tol and rotation <= rotation_tol),
         )
+
+
+def wrap_angle(angle_rad: float) -> float:
+    """The same angle in [-pi, pi) [rad]."""
+    return (angle_rad + math.pi) % (2.0 * math.pi) - math.pi
 
 
 def _badness(result: IKResult) -> float:

@@ -18,12 +18,12 @@ from robot_rl.envs.tasks import TASKS, list_tasks
 from robot_rl.errors import InvalidInputError, unknown_name
 from robot_rl.specs import list_robots, load_robot
 from robot_rl.training.checkpoint import read_info
-from robot_rl.training.collect import CollectConfig, collect
+from robot_rl.training.collect import CollectConfig, collect, make_policy
 from robot_rl.training.demo import DemoConfig, run_demo
 from robot_rl.training.evaluate import evaluate
 from robot_rl.training.offline import PretrainConfig, pretrain, resume_pretrain
 from robot_rl.training.online import TrainConfig, resume_train, train
-from robot_rl.training.setup import EnvChoice, canonical_task
+from robot_rl.training.setup import EnvChoice, canonical_task, check_seed
 
 
 @dataclass
@@ -70,7 +70,7 @@ def _env(args: argparse.Namespace, checkpoint: str = "") -> EnvChoice:
 # -- list ---------------------------------------------------------------------------------------
 
 
-def _list_arguments(parser: Parser) -> None:
+def _no_arguments(parser: Parser) -> None:
     return None
 
 
@@ -103,7 +103,7 @@ def _first_line(entry: Any) -> str:
 
 def _doctor_run(args: argparse.Namespace) -> Outcome:
     checks = doctor.run_checks()
-    ok = all(check.ok for check in checks if check.required)
+    ok = doctor.all_required_ok(checks)
     values = {"ok": ok, "checks": [dataclasses.asdict(check) for check in checks]}
     return Outcome(values, doctor.format_checks(checks), 0 if ok else 1)
 
@@ -242,6 +242,7 @@ class EvalConfig:
                 raise InvalidInputError(
                     f"{name} is {getattr(self, name)}, should be at least {least}"
                 )
+        check_seed(self.seed)
 
 
 def _eval_arguments(parser: Parser) -> None:
@@ -250,8 +251,6 @@ def _eval_arguments(parser: Parser) -> None:
 
 
 def _eval_run(args: argparse.Namespace) -> Outcome:
-    from robot_rl.training.collect import make_policy
-
     config = EvalConfig(**read_flags(args, EvalConfig))
     if bool(config.checkpoint) == bool(config.policy):
         raise InvalidInputError("give either --checkpoint or --policy")
@@ -376,9 +375,9 @@ def _agent_overrides(args: argparse.Namespace) -> dict[str, Any]:
 
 COMMANDS: tuple[Command, ...] = (
     Command("list", "tasks, arms, engines and agents",
-            "List what there is to choose from.", _list_arguments, _list_run),
+            "List what there is to choose from.", _no_arguments, _list_run),
     Command("doctor", "what works on this machine and how to get what is missing",
-            "Check Python, engines, rendering, video, ROS and cameras.", _list_arguments,
+            "Check Python, engines, rendering, video, ROS and cameras.", _no_arguments,
             _doctor_run),
     Command("collect", "record episodes with a scripted policy, at random, or with a checkpoint",
             "Record episodes into a folder, each kept as soon as it ends.",

@@ -15,6 +15,7 @@ from typing import Any
 from robot_rl.cli import commands
 from robot_rl.cli.flags import Parser
 from robot_rl.errors import InvalidInputError, RobotRLError
+from robot_rl.training.runs import Interrupted
 
 _EPILOG = """\
 a first session:
@@ -27,7 +28,7 @@ a first session:
   robot-rl report runs/push-practice
 
 Every command takes --help and --json. Errors are one line on standard error; the exit code is 0,
-2 for bad input, 1 for a failure, 130 when stopped by the user.
+2 for bad input or what is missing here, 1 for another failure, 130 when stopped by the user.
 """
 
 
@@ -83,14 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif outcome.text:
             print(outcome.text, flush=True)
         return outcome.code
-    except InvalidInputError as error:
+    except Interrupted as error:
         print(f"robot-rl: {_one_line(error)}", file=sys.stderr)
-        return 2
-    except ImportError as error:
-        if isinstance(error, RobotRLError):
-            print(f"robot-rl: {_one_line(error)}", file=sys.stderr)
-            return 2
-        raise
+        return 130
     except RobotRLError as error:
         print(f"robot-rl: {_one_line(error)}", file=sys.stderr)
         return 2

@@ -3,7 +3,8 @@
 A dataset is a folder with ``dataset.json`` and one ``episodes/<number>.npz`` per episode, written
 whole or not at all, so that an interrupted recording keeps every episode it finished. Keys are
 LeRobot's where LeRobot has one. A plain npz of demonstrations (``observations``, ``actions``,
-``rewards``, ``episode_lengths``) is read as well. Nothing is unpickled.
+``rewards``, ``episode_lengths``) is read as well; its episodes count as cut off, not as ended.
+Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -330,9 +331,9 @@ def _read_episode(file: Path) -> Episode:
 
 
 def _load_plain_npz(file: Path) -> tuple[DatasetInfo, list[Episode]]:
-    names = ("observations", "actions", "rewards", "episode_lengths", "terminals")
+    names = ("observations", "actions", "rewards", "episode_lengths")
     arrays = dict(_read_npz(file, names))
-    missing = [name for name in names[:4] if name not in arrays]
+    missing = [name for name in names if name not in arrays]
     if missing:
         raise InvalidInputError(
             f"dataset: {file} lacks {', '.join(missing)}; a plain npz needs observations, "
@@ -341,7 +342,6 @@ def _load_plain_npz(file: Path) -> tuple[DatasetInfo, list[Episode]]:
     observations, actions, rewards = (
         arrays["observations"], arrays["actions"], arrays["rewards"])
     lengths = arrays["episode_lengths"]
-    steps = len(observations) if observations.ndim else 0
     if (lengths.ndim != 1 or lengths.dtype.kind not in "iu" or len(lengths) == 0
             or (lengths < 2).any()):
         raise InvalidInputError(
@@ -377,7 +377,6 @@ def _load_plain_npz(file: Path) -> tuple[DatasetInfo, list[Episode]]:
         )
         episode.check(f"dataset: {file}, episode {len(episodes)}")
         episodes.append(episode)
-    assert steps == first
     info = DatasetInfo(
         task="", observation_shape=observations.shape[1:], goal_dim=0,
         action_dim=actions.shape[1], config={"source": file.name},

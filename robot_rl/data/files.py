@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,6 @@ def new_folder(path: Path, what: str, *, overwrite: bool = False) -> Path:
 
 
 def _set_aside(path: Path) -> None:
-    import shutil
-
     old = path.with_name(path.name + ".old")
     if old.is_dir() and not old.is_symlink():
         shutil.rmtree(old)

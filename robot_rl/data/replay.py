@@ -119,6 +119,11 @@ class Replay:
             raise InvalidInputError(
                 f"episode has observation, goal and action sizes {found}, should be {self._dims}"
             )
+        if episode.terminated.any() and sum(self.relabelling.shares[1:]) > 0.0:
+            raise InvalidInputError(
+                "an episode that terminates cannot have its goals relabelled: whether it would "
+                "have ended at another goal is not known; keep the original goals (original 1)"
+            )
         steps = len(episode)
         first, end = self._rows, self._rows + steps + 1
         self._grow(end)

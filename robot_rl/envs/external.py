@@ -8,6 +8,7 @@ here, so that recorded rewards and practised ones are the same.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,16 +64,15 @@ def make_external(task: str, *, render_mode: str | None = None) -> ExternalEnv:
         InvalidInputError: no such id, or spaces that are not flat boxes.
         MissingDependencyError: the package that brings it is not installed.
     """
-    for module in ("gymnasium_robotics",):
-        try:
-            # It prints news of tasks that were not asked for.
-            with contextlib.redirect_stderr(io.StringIO()):
-                gymnasium.register_envs(__import__(module))
-        except ImportError:
-            if task not in gymnasium.registry:
-                raise MissingDependencyError(
-                    f"the task {task} needs {module}; install robot_rl[external]"
-                ) from None
+    try:
+        # It prints news of tasks that were not asked for.
+        with contextlib.redirect_stderr(io.StringIO()):
+            gymnasium.register_envs(importlib.import_module("gymnasium_robotics"))
+    except ImportError:
+        if task not in gymnasium.registry:
+            raise MissingDependencyError(
+                f"the task {task} needs gymnasium_robotics; install robot_rl[external]"
+            ) from None
     try:
         env = gymnasium.make(task, render_mode=render_mode)
     except (gymnasium.error.Error, ImportError) as error:
@@ -96,7 +96,6 @@ class ExternalEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             np.isfinite(action.low).all() and np.isfinite(action.high).all()
         ):
             raise InvalidInputError(f"task {task}: actions are {action}, should be a bounded Box")
-        self.task_name = task
         self.rule = rule_for(task)
         self.state_dim, self.goal_dim = source.shape[0], 0
         self._center = 0.5 * (action.high + action.low)
@@ -147,7 +146,11 @@ class ExternalEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def apply_rule(task: str, episodes: list[Episode]) -> list[Episode]:
-    """Recorded episodes with the task's sparse rewards and successes, where it has a rule."""
+    """Give ``episodes`` the task's sparse rewards and successes in place, where it has a rule.
+
+    Raises:
+        InvalidInputError: their observations are not the task's.
+    """
     rule = rule_for(task)
     if rule is None:
         return episodes

@@ -65,10 +65,12 @@ def make_env(
     Raises:
         InvalidInputError: a name or number that cannot be used; the message says what can.
     """
-    if not 5.0 <= control_hz <= 20.0:
-        raise InvalidInputError(f"control_hz is {control_hz}, should be in [5, 20]")
-    if not 0.0005 <= physics_step_s <= 0.01:
-        raise InvalidInputError(f"physics_step_s is {physics_step_s}, should be in [0.0005, 0.01]")
+    for name, value, least, most in (
+        ("control_hz", control_hz, 5, 20),
+        ("physics_step_s", physics_step_s, 0.0005, 0.01),
+    ):
+        if not isinstance(value, (int, float, np.number)) or not least <= value <= most:
+            raise InvalidInputError(f"{name} is {value!r}, should be in [{least}, {most}]")
     if render_quality not in ("fast", "default"):
         raise unknown_name("render_quality", render_quality, ("fast", "default"))
     height, width = _image_size(image_size)

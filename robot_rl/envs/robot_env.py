@@ -51,9 +51,9 @@ class RandomizationOptions:
             ("action_bias", 1.0),
         ):
             value = getattr(self, name)
-            if not 0.0 <= value <= most:
+            if not isinstance(value, (int, float, np.number)) or not 0.0 <= value <= most:
                 raise InvalidInputError(
-                    f"randomisation: {name} is {value}, should be in [0, {most}]"
+                    f"randomisation: {name} is {value!r}, should be in [0, {most}]"
                 )
 
     @property
@@ -64,7 +64,7 @@ class RandomizationOptions:
 
 def parse_action_parts(action: str) -> tuple[str, ...]:
     """``"xyz+yaw+gripper"`` to its parts, checked."""
-    parts = tuple(action.split("+"))
+    parts = tuple(str(action).split("+"))
     known = ACTION_PARTS
     if parts[0] != "xyz" or [p for p in known if p in parts] != list(parts):
         raise InvalidInputError(
@@ -147,7 +147,6 @@ class RobotEnv(gymnasium.Env[Any, Any]):
         for camera in self.camera_names:
             if camera not in rig.cameras:
                 raise unknown_name("camera", camera, rig.cameras)
-        self._image_size = image_size
         self._render_size = render_size
 
         n_actions = 3 + ("yaw" in self.parts) + ("gripper" in self.parts)
@@ -188,9 +187,6 @@ class RobotEnv(gymnasium.Env[Any, Any]):
     ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Start an episode. ``options`` may give ``goal`` (goal_dim,) and ``start`` (Placement)."""
         super().reset(seed=seed)
-        if self.spec is not None and self.spec.max_episode_steps is not None:
-            # gymnasium.make keeps this argument for itself; longer than the task's counts too.
-            self.max_episode_steps = self.spec.max_episode_steps
         self.safety.check_released()
         self._ready = False
         options = options or {}

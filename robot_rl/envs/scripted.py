@@ -15,6 +15,7 @@ from robot_rl.envs.tasks import door, drawer, pick_place
 from robot_rl.envs.tasks.base import TaskView
 from robot_rl.errors import InvalidInputError, unknown_name
 from robot_rl.interfaces import Array
+from robot_rl.kinematics import wrap_angle
 
 _PUSH_HEIGHT_M = 0.022
 _CONTACT_M = 0.047
@@ -56,7 +57,7 @@ def _push(view: TaskView, goal: Array, memory: _Memory) -> Wish:
     radius = float(np.linalg.norm(away))
     angle = np.arctan2(away[1], away[0])
     behind = np.arctan2(-direction[1], -direction[0])
-    turn = _wrap(behind - angle)
+    turn = wrap_angle(behind - angle)
     if abs(turn) > 0.3 and not (abs(turn) < 0.8 and radius > 0.12):
         # Round the puck on a circle, so that it is not touched on the way.
         nearer = angle + np.clip(turn, -0.5, 0.5)
@@ -202,7 +203,3 @@ class ScriptedPolicy:
         if self.quality < 0.1 and self.rng.random() < 1.0 - 10.0 * self.quality:
             action = self.rng.uniform(-1.0, 1.0, action.shape)
         return np.clip(action, -1.0, 1.0)
-
-
-def _wrap(angle: float) -> float:
-    return float((angle + np.pi) % (2.0 * np.pi) - np.pi)

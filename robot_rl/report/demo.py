@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from robot_rl.envs.tasks import make_task
 from robot_rl.report.html import (
@@ -23,11 +22,12 @@ from robot_rl.report.html import (
     write_report,
 )
 from robot_rl.report.plots import Boundary, plot_curves, plot_success_bars
+from robot_rl.report.reproduce import collect_command, evaluation_command, run_command
 from robot_rl.report.video import film_episodes
 from robot_rl.training.checkpoint import load_agent
-from robot_rl.training.demo import BUDGETS, DemoResult
+from robot_rl.training.demo import DemoResult
 from robot_rl.training.evaluate import AgentPolicy
-from robot_rl.training.runs import read_metrics
+from robot_rl.training.runs import read_config, read_metrics
 from robot_rl.training.setup import EnvChoice
 
 _STAGES = {
@@ -82,9 +82,10 @@ def report_demo(result: DemoResult) -> Path:
         ))
     sections.append(_videos(result))
     sections += [
-        Facts({**{f"{k} (s)": round(v, 1) for k, v in result.seconds.items()}},
+        Facts({f"{k} (s)": round(v, 1) for k, v in result.seconds.items()},
               title="Where the time went"),
-        Commands(_commands(result), title="The same by hand"),
+        Commands(_commands(result), title="The same by hand",
+                 note="Give --out another folder, or --overwrite to set the old one aside."),
         Config(config.__dict__, title="Configuration"),
         Facts(machine_facts(), title="Machine and software"),
     ]
@@ -135,32 +136,20 @@ def _videos(result: DemoResult) -> Videos:
                 films += [Video(film.path, f"{caption}: {film.outcome}") for film in filmed]
         finally:
             env.close()
-    except Exception as error:
+    except Exception as error:  # engines and graphics drivers raise what they like
         return Videos(films, title="Films", note=f"No films: {error}")
     return Videos(films, title="Films")
 
 
 def _commands(result: DemoResult) -> list[str]:
-    config: Any = result.config
-    where = f"--task {config.task} --robot {config.robot} --backend {config.backend}"
-    lines = [f"robot-rl collect {where} --quality {config.quality} --episodes {config.episodes} "
-             f"--seed {config.seed} --out data"]
-    for agent in ("bc", *config.agents):
-        lines.append(f"robot-rl pretrain --agent {agent} --data data --seed {config.seed} "
-                     f"--steps {_steps(result, agent, 'offline')}{_options(agent)} "
-                     f"--out {agent}-offline")
-        if agent != "bc":
-            lines.append(f"robot-rl train --from {agent}-offline {where} --seed {config.seed} "
-                         f"--env-steps {_steps(result, agent, 'online')} --out {agent}-online")
-            lines.append(f"robot-rl eval --checkpoint {agent}-online {where} "
-                         f"--episodes {config.eval_episodes} --seed {config.seed}")
+    config = result.config
+    lines = [collect_command(result.data["path"])]
+    for name, run in result.runs.items():
+        lines.append(run_command(read_config(run)))
+        if name.endswith("online"):
+            env = EnvChoice(task=config.task, robot=config.robot, backend=config.backend)
+            lines.append(evaluation_command(run, env, config.eval_episodes, config.seed))
     return lines
-
-
-def _options(agent: str) -> str:
-    budget = BUDGETS.get(agent)
-    options = budget.options if budget is not None else {}
-    return "".join(f" --{name.replace('_', '-')} {value}" for name, value in options.items())
 
 
 def _steps(result: DemoResult, agent: str, stage: str) -> int:

@@ -1,9 +1,10 @@
 """A wrapper round an arm that no command gets past unchecked.
 
-It keeps the tool inside a box, the joints inside the maker's position and velocity limits, and the
-set-point near the measured arm. A finite command that asks for too much is shortened and the
-caller is told what was sent; a command that is not a number, or of the wrong shape, is refused. A
-hold is latched until :meth:`SafetyFilter.rearm`. None of this replaces the emergency stop.
+It keeps the tool inside a box, the joints inside the maker's position and velocity limits (the
+FR3's velocity envelope too, but not limits of acceleration and jerk), and the set-point near the
+measured arm. A finite command that asks for too much is shortened and the caller is told what was
+sent; a command that is not a number, or of the wrong shape, is refused. :meth:`SafetyFilter.hold`
+is latched until :meth:`SafetyFilter.rearm`. None of this replaces the emergency stop.
 """
 
 from __future__ import annotations
@@ -15,18 +16,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from robot_rl.errors import InvalidInputError, SafetyError
+from robot_rl.errors import InvalidInputError, RobotRLError, SafetyError
 from robot_rl.interfaces import Arm, Array, Clock, Gripper, JointSetpoints, JointState
-from robot_rl.kinematics import Kinematics
+from robot_rl.kinematics import Kinematics, wrap_angle
+from robot_rl.safety.envelope import VelocityEnvelope
 
 
 @dataclass(frozen=True)
 class SafetyConfig:
     """Limits on top of the maker's: they can be tightened here, never widened.
 
-    The box is in the workspace frame [m]. ``velocity_fraction`` is the share of each joint's
-    maximum velocity that may be used. ``leash_m`` bounds how far the set-point may run ahead of
-    the measured tool, so that an arm that is blocked does not store up a jump.
+    The box is in the workspace frame [m]. ``max_speed_m_s`` bounds what a command may ask for; the
+    tool may go 1 cm further in a command that makes up for the one before. ``velocity_fraction`` is
+    the share of each joint's maximum velocity that may be used. ``leash_m`` plus the length of one
+    command bounds how far the set-point may run ahead of the measured tool, so that an arm that is
+    blocked does not store up a jump.
     """
 
     box_min_m: tuple[float, float, float] = (-0.25, -0.3, 0.012)
@@ -99,9 +103,14 @@ _TURN_LAG_RAD = 0.03
 # what was asked for and what one step of the inverse kinematics makes of it.
 _UPRIGHT = math.cos(0.1)
 _BOX_EXCESS_M = 0.001
+# By how much one command may move the tool further than asked, to make up for what the one before
+# left undone.
 _CATCH_UP_M = 0.01
+# Of the inverse kinematics; the second is tried where the first flings the tool.
+_DAMPING, _STRONG_DAMPING = 0.01, 0.1
+# A straight line in joint angles bends in space; over longer commands by more than the box allows.
+_LONGEST_S = 0.5
 # How far past a limit a measurement must be to count: sensor noise and tracking overshoot.
-_DAMPING = 0.01
 _BOX_TOLERANCE_M = 0.01
 _JOINT_TOLERANCE_RAD = 0.01
 _VELOCITY_TOLERANCE = 1.05
@@ -131,11 +140,10 @@ class SafetyFilter:
         self._origin = np.asarray(arm.spec.workspace_origin_m, dtype=np.float64)
         self._low = np.asarray(self.config.box_min_m, dtype=np.float64)
         self._high = np.asarray(self.config.box_max_m, dtype=np.float64)
-        margin = self.config.joint_margin_rad
+        self._envelope = VelocityEnvelope(arm.spec)
+        margin = np.maximum(self.config.joint_margin_rad, self._envelope.standstill_rad)
         self._q_low = self.kinematics.lower_rad + margin
         self._q_high = self.kinematics.upper_rad - margin
-        self._velocity = self.config.velocity_fraction * arm.spec.limits("velocity_rad_s")
-        self._velocity_limit = arm.spec.limits("velocity_rad_s")
         rows = self.config.setpoints_per_command
         self._ramp = (np.arange(1, rows + 1) / rows)[:, None]
         self._target = np.eye(4)
@@ -145,6 +153,7 @@ class SafetyFilter:
         self._upright = 1.0
         self._measured_tool = np.zeros(3)
         self._measured_velocity = np.zeros(3)
+        self._measured_at_s: float | None = None
 
     # -- state ------------------------------------------------------------------------------
 
@@ -176,6 +185,7 @@ class SafetyFilter:
         pose, jacobian = self.kinematics.forward_and_jacobian(state.position_rad)
         self._measured_tool = pose[:3, 3] - self._origin
         self._measured_velocity = jacobian[:3] @ state.velocity_rad_s
+        self._measured_at_s = state.stamp_s
         self._watch(state.position_rad, state.velocity_rad_s)
         return self._measured_tool, self._measured_velocity
 
@@ -198,21 +208,24 @@ class SafetyFilter:
             q_rad > self.kinematics.upper_rad + _JOINT_TOLERANCE_RAD
         ).any():
             self.counters.violate("joint outside its position limits")
-        if (np.abs(velocity_rad_s) > _VELOCITY_TOLERANCE * self._velocity_limit).any():
+        limit = self._envelope.limit(q_rad, velocity_rad_s)
+        if (np.abs(velocity_rad_s) > _VELOCITY_TOLERANCE * limit).any():
             self.counters.violate("joint above its velocity limit")
 
     def posture(self, tool_m: ArrayLike, yaw_rad: float = 0.0) -> Array:
         """Joint angles (n,) [rad] that put the tool at (3,) [m] in the workspace frame.
 
         Raises:
-            InvalidInputError: the point is not finite, outside the box or out of reach.
+            InvalidInputError: the point or turn is not finite, or the point is outside the box or
+                out of reach.
         """
         point = _finite(tool_m, (3,), "tool position")
+        turn = float(_finite(yaw_rad, (), "turn"))
         if (point < self._low - 1e-9).any() or (point > self._high + 1e-9).any():
             raise InvalidInputError(
                 f"tool position {point} m is outside the box {self._low} .. {self._high}"
             )
-        target = self._pose(point, yaw_rad)
+        target = self._pose(point, turn)
         # Where the steps of move() would come to rest, so that the first of them does not throw
         # the elbow about.
         q = np.asarray(self._arm.spec.home_rad, dtype=np.float64)
@@ -241,6 +254,7 @@ class SafetyFilter:
         self._upright = -float(pose[2, 2])
         self._measured_tool = self._tool.copy()
         self._measured_velocity = np.zeros(3)
+        self._measured_at_s = state.stamp_s
 
     def reset(self) -> None:
         """For the start of an episode: set-point from the measured posture, counters to zero.
@@ -264,7 +278,11 @@ class SafetyFilter:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continue from what :meth:`get_state` returned."""
+        """Continue from what :meth:`get_state` returned; a hold stays.
+
+        For a simulation whose arm was put back to the same moment: the set-point is not compared
+        with the measured arm.
+        """
         self._q = state["q_rad"].copy()
         self._tool = state["tool_m"].copy()
         self._yaw = state["yaw_rad"]
@@ -282,8 +300,9 @@ class SafetyFilter:
         box ends at its face, joints at their limits stay there.
 
         Raises:
-            SafetyError: the arm is held, or the command is not finite or of the wrong shape; then
-                nothing was sent.
+            SafetyError: the arm is held or reports what is not a number, or the command is not
+                finite, of the wrong shape or too long; then nothing was sent.
+            StaleDataError: the arm's state is older than ``max_state_age_s``; nothing was sent.
         """
         self.check_released()
         config = self.config
@@ -291,11 +310,14 @@ class SafetyFilter:
             delta = _finite(delta_m, (3,), "tool displacement")
             turn = float(_finite(yaw_rad, (), "turn"))
             duration = float(_finite(duration_s, (), "duration"))
-            if duration <= 0.0:
-                raise InvalidInputError(f"duration is {duration} s, should be positive")
+            if not 0.0 < duration <= _LONGEST_S:
+                raise InvalidInputError(
+                    f"duration is {duration} s, should be positive and at most {_LONGEST_S} s"
+                )
         except InvalidInputError as error:
             self.counters.refused += 1
             raise SafetyError(f"command refused: {error}") from None
+        self._keep_up()
 
         limited = False
         reach = config.max_speed_m_s * duration
@@ -337,8 +359,8 @@ class SafetyFilter:
             limited = True
         if turn != 0.0:
             yaw = math.atan2(pose[1, 0], pose[0, 0])
-            if abs(_wrap(self._yaw + turn - yaw)) > _TURN_LAG_RAD:
-                turn = _wrap(yaw - self._yaw)
+            if abs(wrap_angle(self._yaw + turn - yaw)) > _TURN_LAG_RAD:
+                turn = wrap_angle(yaw - self._yaw)
                 limited = True
 
         self._arm.command(
@@ -349,6 +371,13 @@ class SafetyFilter:
         self.counters.commands += 1
         self.counters.limited += limited
         return Executed(executed, turn, limited)
+
+    def _keep_up(self) -> None:
+        """Know where the arm is, whether or not the caller measured before this command."""
+        if self._measured_at_s is None:
+            self.sync()
+        elif not 0.0 <= self._clock.now_s() - self._measured_at_s <= self.config.max_state_age_s:
+            self.measure()
 
     def _solve(
         self, target_m: Array, turn_rad: float, duration_s: float, reach_m: float
@@ -362,13 +391,12 @@ class SafetyFilter:
         """
         wanted = self._pose(target_m, self._yaw + turn_rad)
         upright = min(_UPRIGHT, self._upright)
-        for damping in (0.01, 0.1):
+        for damping in (_DAMPING, _STRONG_DAMPING):
             q, error = self.kinematics.step(self._q, wanted, damping=damping)
             change = np.minimum(np.maximum(q, self._q_low), self._q_high) - self._q
             here = target_m - error[:3]
             out = max(float(np.maximum(self._low - here, here - self._high).max()), _BOX_EXCESS_M)
-            ratio = float((np.abs(change) / (self._velocity * duration_s)).max())
-            share = 1.0 if ratio <= 1.0 else 1.0 / ratio
+            share = self._share(change, duration_s)
             for part in (1.0, 0.5, 0.25):
                 q = self._q + part * share * change
                 pose = self.kinematics.forward(q)
@@ -381,6 +409,17 @@ class SafetyFilter:
                 ):
                     return q, pose, part * share
         return self._q, self.kinematics.forward(self._q), 0.0
+
+    def _share(self, change_rad: Array, duration_s: float) -> float:
+        """The share of a change of the joints (n,) that their velocity limits let through."""
+        size = np.abs(change_rad) / (self.config.velocity_fraction * duration_s)
+        ratio = float((size / self._envelope.limit(self._q, change_rad)).max())
+        share = 1.0 if ratio <= 1.0 else 1.0 / ratio
+        if self._envelope.varies:
+            # Nearer to a position limit the velocity limit is lower: it must hold at the end too.
+            end = self._envelope.limit(self._q + share * change_rad, change_rad)
+            share = min(share, 1.0 / max(float((size / end).max()), 1.0))
+        return share
 
     def grip(self, opening: float) -> float:
         """Open the gripper to a fraction of its stroke; returns what was sent (clipped to [0, 1]).
@@ -400,8 +439,13 @@ class SafetyFilter:
         """Stop where the arm is and refuse commands until :meth:`rearm`."""
         self.held = reason
         self._forget()
-        state = self._state()
-        self._arm.command(JointSetpoints(state.position_rad[None].copy(), 0.01))
+        try:
+            here = self._state().position_rad
+        except RobotRLError:
+            # Blind, the best known place to stop at is where the arm was last sent.
+            self._arm.command(JointSetpoints(self._q[None].copy(), 0.01))
+            raise
+        self._arm.command(JointSetpoints(here[None].copy(), 0.01))
 
     def check_released(self) -> None:
         """Raise SafetyError if the arm is held."""
@@ -445,7 +489,3 @@ def _finite(value: ArrayLike, shape: tuple[int, ...], what: str) -> Array:
     if not np.isfinite(array).all():
         raise InvalidInputError(f"{what} is {array}, should be finite")
     return array
-
-
-def _wrap(angle_rad: float) -> float:
-    return (angle_rad + math.pi) % (2.0 * math.pi) - math.pi

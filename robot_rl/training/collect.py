@@ -17,6 +17,7 @@ from robot_rl.training.evaluate import (
     RandomPolicy,
     ScriptPolicy,
     run_episode,
+    training_seed,
     unwrap,
 )
 from robot_rl.training.runs import StopFlag, progress
@@ -128,7 +129,7 @@ def collect(
             config.episodes, f"collect {env.task}", "episode", quiet=quiet
         ) as bar:
             while writer.count < config.episodes and not flag.stop:
-                seed = 10_000 * config.seed if writer.count == 0 else None
+                seed = training_seed(10_000 * config.seed) if writer.count == 0 else None
                 episode, _ = run_episode(world, policy, seed=seed)
                 writer.append(episode)
                 steps += len(episode)

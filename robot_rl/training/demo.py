@@ -73,6 +73,11 @@ class DemoConfig:
             raise InvalidInputError(f"quality is {self.quality}, should be in [0, 1]")
         if not 0.0 < self.scale <= 100.0:
             raise InvalidInputError(f"scale is {self.scale}, should be in (0, 100]")
+        if not self.agents or len(set(self.agents)) < len(self.agents):
+            raise InvalidInputError(
+                f"agents is {self.agents}, should be one or more, each once; "
+                f"valid: {', '.join(BUDGETS)}"
+            )
         for agent in self.agents:
             if agent not in AGENTS:
                 raise unknown_name("agent", agent, AGENTS)

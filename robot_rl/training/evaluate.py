@@ -15,8 +15,9 @@ from robot_rl.data.episodes import Episode, EpisodeRecorder
 from robot_rl.envs.robot_env import RobotEnv
 from robot_rl.envs.scripted import ScriptedPolicy
 
-# Evaluation episodes are seeded far from those of collection and practice: held-out goals.
+# Evaluation episodes are seeded apart from those of collection and practice: held-out goals.
 HELD_OUT = 1_000_000
+_BEYOND = 10**14
 
 
 class Policy(Protocol):
@@ -113,6 +114,11 @@ def run_episode(
             on_step()
         if terminated or truncated:
             return recorder.finish(), info
+
+
+def training_seed(seed: int) -> int:
+    """``seed`` for collection or practice, moved beyond those of evaluation where it is one."""
+    return seed if seed < HELD_OUT else seed + _BEYOND
 
 
 def evaluate(

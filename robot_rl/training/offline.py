@@ -32,7 +32,6 @@ from robot_rl.training.runs import (
     RunFolder,
     StopFlag,
     progress,
-    read_config,
 )
 from robot_rl.training.setup import (
     EnvChoice,
@@ -42,6 +41,7 @@ from robot_rl.training.setup import (
     make_replay,
     new_agent,
     prepare_episodes,
+    read_options,
 )
 
 
@@ -173,15 +173,8 @@ def resume_pretrain(
     Raises:
         InvalidInputError: it is not such a run, or its data is gone.
     """
-    raw = read_config(run_path)
-    if raw.get("kind") != "pretrain":
-        raise InvalidInputError(f"{run_path} is not a pretraining run")
-    try:
-        config = PretrainConfig(**{**raw["pretrain"], **({"steps": steps} if steps else {})})
-        env = EnvChoice(**raw["env"])
-        relabelling = Relabelling(**raw["relabelling"])
-    except (KeyError, TypeError) as error:
-        raise InvalidInputError(f"{run_path}: config.json is damaged ({error})") from None
+    config, env, relabelling = read_options(run_path, "pretrain", PretrainConfig,
+                                            {"steps": steps})
     set_threads(config.threads, config.device)
     checkpoint = find_checkpoint(run_path)
     agent, description = load_agent(checkpoint, device=config.device)
@@ -190,7 +183,7 @@ def resume_pretrain(
     replay = make_replay(agent, config.task, relabelling, prepare_episodes(config.task, episodes))
     rng = np.random.default_rng()
     restore_generator(rng, trainer["rng"], checkpoint)
-    run = RunFolder.reopen(run_path, trainer["metrics_bytes"])
+    run = RunFolder.reopen(run_path, trainer["metrics_bytes"], trainer["step"])
     return _loop(config, run, agent, description, replay, rng, env, trainer["step"], quiet)
 
 
@@ -206,43 +199,48 @@ def _loop(
     quiet: bool,
 ) -> dict[str, Any]:
     use_threads(agent, config.threads)
-    env: gymnasium.Env[Any, Any] | None = env_choice.make() if config.eval_episodes else None
+    env: gymnasium.Env[Any, Any] | None = None
     result: dict[str, Any] = {}
     checkpoint = None
-    meter, first = RateMeter(), step
+    first = step
 
     def save() -> Path:
         trainer = {"step": step, "rng": rng.bit_generator.state,
                    "metrics_bytes": run.metrics_bytes}
         return save_checkpoint(run.checkpoints, step, agent, description, trainer)
 
-    with StopFlag().watching() as flag, progress(
-        config.steps, f"pretrain {config.agent}", "update", start=step, quiet=quiet
-    ) as bar:
-        while step < config.steps and not flag.stop:
-            ends = [_next(step, every) for every in
-                    (config.log_every, config.checkpoint_every, config.eval_every) if every]
-            count = min(min(ends), config.steps, step + 200) - step
-            metrics = update_block(agent, replay, rng, count)
-            step += count
-            bar.update(count)
-            if step % config.log_every == 0 or step == config.steps:
-                run.log(step, {**metrics, "updates_per_second": meter.rate(step - first)})
-            due = config.eval_every and step % config.eval_every == 0
-            if env is not None and (due or step == config.steps):
-                with meter.pause():
-                    scores = evaluate(env, AgentPolicy(agent), config.eval_episodes, config.seed)
-                result["success_rate"] = scores.success_rate
-                run.log(step, {f"eval/{k}": v for k, v in scores.as_dict().items()
-                               if v is not None})
-                bar.set_postfix(success=f"{scores.success_rate:.2f}")
-            if step % config.checkpoint_every == 0 and step < config.steps:
-                with meter.pause():
-                    checkpoint = save()
-        checkpoint = save()
-    if env is not None:
-        env.close()
-    run.close()
+    try:
+        if config.eval_episodes:
+            env = env_choice.make()
+        meter = RateMeter()
+        with StopFlag().watching() as flag, progress(
+            config.steps, f"pretrain {config.agent}", "update", start=step, quiet=quiet
+        ) as bar:
+            while step < config.steps and not flag.stop:
+                ends = [_next(step, every) for every in
+                        (config.log_every, config.checkpoint_every, config.eval_every) if every]
+                count = min(min(ends), config.steps, step + 200) - step
+                metrics = update_block(agent, replay, rng, count)
+                step += count
+                bar.update(count)
+                if step % config.log_every == 0 or step == config.steps:
+                    run.log(step, {**metrics, "updates_per_second": meter.rate(step - first)})
+                due = config.eval_every and step % config.eval_every == 0
+                if env is not None and (due or step == config.steps):
+                    with meter.pause():
+                        scores = evaluate(env, AgentPolicy(agent), config.eval_episodes,
+                                          config.seed)
+                    result["success_rate"] = scores.success_rate
+                    run.log_evaluation(step, scores.as_dict())
+                    bar.set_postfix(success=f"{scores.success_rate:.2f}")
+                if step % config.checkpoint_every == 0 and step < config.steps:
+                    with meter.pause():
+                        checkpoint = save()
+            checkpoint = save()
+    finally:
+        if env is not None:
+            env.close()
+        run.close()
     return {
         "steps": step,
         "checkpoint": str(checkpoint),

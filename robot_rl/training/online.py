@@ -43,6 +43,7 @@ from robot_rl.training.evaluate import (
     RandomPolicy,
     evaluate,
     run_episode,
+    training_seed,
 )
 from robot_rl.training.offline import update_block
 from robot_rl.training.runs import RateMeter, RunFolder, StopFlag, progress, read_config
@@ -54,6 +55,7 @@ from robot_rl.training.setup import (
     make_replay,
     new_agent,
     prepare_episodes,
+    read_options,
 )
 
 
@@ -225,15 +227,8 @@ def resume_train(
     Raises:
         InvalidInputError: it is not such a run, or what it needs is gone.
     """
-    raw = read_config(run_path)
-    if raw.get("kind") != "train":
-        raise InvalidInputError(f"{run_path} is not a training run")
-    try:
-        config = TrainConfig(**{**raw["train"], **({"env_steps": env_steps} if env_steps else {})})
-        env = EnvChoice(**raw["env"])
-        relabelling = Relabelling(**raw["relabelling"])
-    except (KeyError, TypeError) as error:
-        raise InvalidInputError(f"{run_path}: config.json is damaged ({error})") from None
+    config, env, relabelling = read_options(run_path, "train", TrainConfig,
+                                            {"env_steps": env_steps})
     set_threads(config.threads, config.device)
     checkpoint = find_checkpoint(run_path)
     agent, description = load_agent(checkpoint, device=config.device)
@@ -253,7 +248,7 @@ def resume_train(
         restore_generator(rng, trainer["rng"], checkpoint)
         practice = _Practice(
             config=config,
-            run=RunFolder.reopen(run_path, trainer["metrics_bytes"]),
+            run=RunFolder.reopen(run_path, trainer["metrics_bytes"], trainer["step"]),
             agent=agent,
             description=description,
             env=world,
@@ -278,7 +273,7 @@ def _loop(practice: _Practice, quiet: bool) -> dict[str, Any]:
     meter, first = RateMeter(), practice.step
     if practice.step == 0:
         # Seeded once; every later episode follows from the environment's generator.
-        practice.env.reset(seed=config.seed)
+        practice.env.reset(seed=training_seed(config.seed))
     try:
         with StopFlag().watching() as flag, progress(
             config.env_steps, f"train {agent.name}", "step", start=practice.step, quiet=quiet
@@ -349,8 +344,7 @@ def _learn(practice: _Practice, steps: int) -> dict[str, float]:
 def _judge(practice: _Practice, env: gymnasium.Env[Any, Any], bar: Any) -> EvalResult:
     config = practice.config
     scores = evaluate(env, AgentPolicy(practice.agent), config.eval_episodes, config.seed)
-    practice.run.log(practice.step, {f"eval/{k}": v for k, v in scores.as_dict().items()
-                                     if v is not None})
+    practice.run.log_evaluation(practice.step, scores.as_dict())
     bar.set_postfix(success=f"{scores.success_rate:.2f}")
     return scores
 

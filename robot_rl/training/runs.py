@@ -25,11 +25,13 @@ class RunFolder:
     """Where a run leaves what it did: ``config.json``, ``metrics.jsonl``, ``checkpoints/``,
     ``tensorboard/`` (with the extra ``report``), and later plots, videos and ``report.html``."""
 
-    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+    def __init__(
+        self, path: Path, config: dict[str, Any], *, resumed_at: int | None = None
+    ) -> None:
         self.path = path
         self.config = config
         self._metrics = open(path / METRICS, "ab")  # lives as long as the run
-        self._board = _tensorboard(path / "tensorboard")
+        self._board = _tensorboard(path / "tensorboard", resumed_at)
 
     @classmethod
     def create(cls, path: str | Path, config: dict[str, Any], *, overwrite: bool = False) -> (
@@ -45,14 +47,14 @@ class RunFolder:
         return cls(folder, config)
 
     @classmethod
-    def reopen(cls, path: str | Path, metrics_bytes: int) -> RunFolder:
+    def reopen(cls, path: str | Path, metrics_bytes: int, step: int) -> RunFolder:
         """Open a run to go on; metrics written after the checkpoint are dropped."""
         folder = Path(path)
         config = read_json(folder / CONFIG, "run")
         metrics = folder / METRICS
         if metrics.exists() and metrics.stat().st_size > metrics_bytes:
             os.truncate(metrics, metrics_bytes)
-        return cls(folder, config)
+        return cls(folder, config, resumed_at=step)
 
     @property
     def checkpoints(self) -> Path:
@@ -74,6 +76,10 @@ class RunFolder:
             for key, value in row.items():
                 if key != "step" and isinstance(value, (int, float)):
                     self._board.add_scalar(key, value, step)
+
+    def log_evaluation(self, step: int, scores: dict[str, Any]) -> None:
+        """Append the scores of an evaluation at ``step`` as ``eval/<name>``, without the Nones."""
+        self.log(step, {f"eval/{k}": v for k, v in scores.items() if v is not None})
 
     def close(self) -> None:
         self._metrics.close()
@@ -156,12 +162,14 @@ def progress(total: int, what: str, unit: str, *, start: int = 0, quiet: bool = 
     )
 
 
-def _tensorboard(folder: Path) -> Any | None:
+def _tensorboard(folder: Path, resumed_at: int | None) -> Any | None:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder), purge_step=None)  # type: ignore[no-untyped-call]
+    # Points after the checkpoint are purged, like the lines of metrics.
+    purge = None if resumed_at is None else resumed_at + 1
+    return SummaryWriter(str(folder), purge_step=purge)  # type: ignore[no-untyped-call]
 
 
 class RateMeter:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import gymnasium
 import numpy as np
@@ -16,6 +17,10 @@ from robot_rl.envs.external import apply_rule, is_external, make_external
 from robot_rl.envs.factory import make_env
 from robot_rl.envs.tasks import make_task
 from robot_rl.errors import InvalidInputError
+from robot_rl.training.runs import read_config
+
+C = TypeVar("C")
+_KIND_NAMES = {"pretrain": "pretraining", "train": "training"}
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,27 @@ def default_relabelling(agent: str, goal_dim: int) -> Relabelling:
 def prepare_episodes(task: str, episodes: list[Episode]) -> list[Episode]:
     """Recorded episodes with the rewards of ``task``."""
     return apply_rule(task, episodes) if is_external(task) else episodes
+
+
+def read_options(
+    run_path: str | Path, kind: str, config_class: type[C], changes: dict[str, Any]
+) -> tuple[C, EnvChoice, Relabelling]:
+    """The options in the ``config.json`` of a run of ``kind``, to go on with.
+
+    ``changes`` replace some; those that are None or 0 do not.
+
+    Raises:
+        InvalidInputError: it is a run of another kind, or damaged.
+    """
+    raw = read_config(run_path)
+    if raw.get("kind") != kind:
+        raise InvalidInputError(f"{run_path} is not a {_KIND_NAMES[kind]} run")
+    try:
+        given = {name: value for name, value in changes.items() if value}
+        return (config_class(**{**raw[kind], **given}), EnvChoice(**raw["env"]),
+                Relabelling(**raw["relabelling"]))
+    except (KeyError, TypeError) as error:
+        raise InvalidInputError(f"{run_path}: config.json is damaged ({error})") from None
 
 
 def make_replay(

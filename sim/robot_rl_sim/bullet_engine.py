@@ -30,14 +30,16 @@ from robot_rl_sim.common import (
     MARKER_RADIUS_M,
     MARKER_RGBA,
     TABLE_RGBA,
-    BodyInertia,
-    CameraPose,
     Group,
     Simulation,
     body_group,
-    body_inertia,
     colliding_links,
     finger_stiffness,
+)
+from robot_rl_sim.geometry import (
+    BodyInertia,
+    CameraPose,
+    body_inertia,
     joint_axis,
     joint_range,
     quat_multiply,
@@ -155,7 +157,6 @@ class BulletSimulation(Simulation):
             info = bullet.getJointInfo(arm, i, physicsClientId=client)
             joints[info[1].decode()] = i
             links[info[12].decode()] = i
-        self._links = links
         self._arm_joints = [joints[name] for name in self.spec.joint_names]
         self._finger_joints = [joints[name] for name in self.spec.gripper.finger_joints]
         self._driven = self._arm_joints + self._finger_joints

@@ -29,13 +29,15 @@ from robot_rl_sim.common import (
     MARKER_RADIUS_M,
     MARKER_RGBA,
     TABLE_RGBA,
-    CameraPose,
     Group,
     Simulation,
     body_group,
-    body_inertia,
     colliding_links,
     finger_stiffness,
+)
+from robot_rl_sim.geometry import (
+    CameraPose,
+    body_inertia,
     joint_axis,
     joint_range,
     shifted_rgba,

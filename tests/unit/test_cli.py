@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from robot_rl.cli import commands
 from robot_rl.cli.main import main
 from robot_rl.data import load_dataset
-from robot_rl.training.runs import read_config, read_metrics
+from robot_rl.training.runs import Interrupted, read_config, read_metrics
 
 pytest.importorskip("mujoco")
 
@@ -258,3 +259,12 @@ def test_demo_in_a_process(tmp_path):
         value["bc_success"])
     assert {p.name for p in (tmp_path / "demo").iterdir()} >= {
         "data", "bc-offline", "iql-offline", "iql-online", "awac-offline", "awac-online"}
+
+
+def test_a_demo_that_the_user_stopped_is_no_bad_input(tmp_path, monkeypatch, capsys):
+    def stopped(*args, **kwargs):
+        raise Interrupted("the demonstration was stopped")
+
+    monkeypatch.setattr(commands, "run_demo", stopped)
+    assert main(["demo", "--out", str(tmp_path / "demo")]) == 130
+    assert capsys.readouterr().err == "robot-rl: the demonstration was stopped\n"

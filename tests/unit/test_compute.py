@@ -52,7 +52,7 @@ def test_two_cores_compute_what_one_does(name: str):
 
 
 def test_a_device_that_is_not_here_is_refused():
-    with pytest.raises(InvalidInputError, match="tpu.*valid: cpu, cuda"):
+    with pytest.raises(InvalidInputError, match=r"tpu.*valid: cpu, cuda"):
         set_threads(1, "tpu")
     if not torch.cuda.is_available():
         with pytest.raises(InvalidInputError, match="cuda is not available"):

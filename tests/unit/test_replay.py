@@ -252,3 +252,10 @@ def test_relabelling_needs_goals_and_their_reward():
         Replay(4, 2, 3, discount=0.9, relabelling=future)
     with pytest.raises(InvalidInputError, match="goals cannot be relabelled: the task has none"):
         Replay(4, 0, 3, discount=0.9, relabelling=future, reward=near)
+
+
+def test_an_episode_that_terminates_keeps_its_goals(episode):
+    replay = filled(episode, [6], Relabelling(original=0.5, future=0.5))
+    with pytest.raises(InvalidInputError, match="terminates cannot have its goals relabelled"):
+        replay.add(episode(6, 1, terminated=True))
+    assert replay.episodes == 1 and len(replay) == 6

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from robot_rl.errors import InvalidInputError, SafetyError
 from robot_rl.interfaces import JointState
-from robot_rl.safety import SafetyConfig
+from robot_rl.safety import SafetyConfig, SafetyFilter
 
 ROBOTS = ("fr3", "panda", "sawyer")
 PERIOD_S = 0.1
@@ -23,6 +23,19 @@ def face_excess(bench, q_rad) -> float:
     tool = bench.tool(q_rad)
     low, high = bench.safety.config.box_min_m, bench.safety.config.box_max_m
     return float(np.maximum(np.array(low) - tool, tool - np.array(high)).max())
+
+
+def envelope(spec, q_rad, velocity_rad_s) -> list[float]:
+    """The maker's velocity limits at these angles, for motion in this direction, joint by joint."""
+    limits = []
+    for joint, q, v in zip(spec.joints, q_rad, velocity_rad_s, strict=True):
+        if joint.velocity_envelope_offset is None:
+            limits.append(joint.velocity_rad_s)
+            continue
+        left = max(joint.upper_rad - q if v > 0 else q - joint.lower_rad, 0.0)
+        braking = np.sqrt(2.0 * joint.velocity_envelope_deceleration * left)
+        limits.append(min(joint.velocity_rad_s, max(0.0, braking - joint.velocity_envelope_offset)))
+    return limits
 
 
 def drive(bench, moves) -> None:
@@ -42,6 +55,10 @@ def drive(bench, moves) -> None:
             # A straight line in joint angles bends in space by less than this.
             assert face_excess(bench, q) < 2e-3
         assert (np.abs(np.diff(path, axis=0)) <= fastest * sent.period_s + 1e-12).all()
+        velocities = np.diff(path, axis=0) / sent.period_s
+        for at, velocity in zip((*path[:-1], *path[1:]), (*velocities, *velocities), strict=True):
+            limits = np.array(envelope(bench.arm.spec, at, velocity))
+            assert (np.abs(velocity) <= limits + 1e-5).all()
         assert np.linalg.norm(bench.safety.setpoint_tool_m - tool) <= speed * PERIOD_S + 0.015
         assert np.linalg.norm(bench.safety.setpoint_tool_m - bench.tool()) < 0.015
         down = kinematics.forward(bench.arm.position_rad)[:3, 2]
@@ -67,6 +84,8 @@ def drive(bench, moves) -> None:
         ([0, 0, 0], 0.0, 0.0, "duration is 0.0 s, should be positive"),
         ([0, 0, 0], 0.0, np.inf, "duration is inf, should be finite"),
         ([0, 0, 0], 0.0, -0.1, "duration is -0.1 s, should be positive"),
+        ([0, 0, 0], 0.0, 0.6, "duration is 0.6 s, should be positive and at most 0.5 s"),
+        ([0, 0, 0], 0.0, 1e300, "duration is 1e.300 s, should be positive and at most"),
     ],
 )
 def test_a_command_that_is_no_number_is_refused_and_nothing_is_sent(
@@ -243,6 +262,33 @@ def test_a_blocked_arm_does_not_store_up_a_jump(bench):
     assert done.limited and np.abs(done.delta_m).max() < 1e-9
 
 
+def test_a_new_filter_starts_from_where_the_arm_is_not_from_home(bench):
+    at = bench(tool_m=(0.2, -0.2, 0.05))
+    fresh = SafetyFilter(at.arm, at.gripper, at.clock)
+    before = at.arm.position_rad.copy()
+    fresh.move(np.zeros(3), 0.0, PERIOD_S)
+    path = np.concatenate([before[None], at.arm.sent[-1].position_rad])
+    assert np.abs(np.diff(path, axis=0)).max() < 1e-3
+
+
+def test_a_move_measures_the_arm_itself_where_nobody_did(bench):
+    at = bench()
+    at.arm.stuck = True
+    here = at.tool()
+    for _ in range(40):
+        at.clock.time_s += 2.0 * at.safety.config.max_state_age_s
+        at.safety.move([0.02, 0.0, 0.0], 0.0, PERIOD_S)
+    config = at.safety.config
+    leash = config.leash_m + config.max_speed_m_s * PERIOD_S
+    assert np.linalg.norm(at.safety.setpoint_tool_m - here) <= leash + 1e-9
+    at.arm.position_rad[0] = np.nan
+    at.clock.time_s += 2.0 * config.max_state_age_s
+    count = len(at.arm.sent)
+    with pytest.raises(SafetyError, match="the arm reports"):
+        at.safety.move(np.zeros(3), 0.0, PERIOD_S)
+    assert len(at.arm.sent) == count
+
+
 def test_a_tool_that_was_pushed_out_of_the_box_comes_back_no_faster_than_allowed(bench):
     wide = bench("panda", tool_m=(0.2, 0.0, 0.15))
     at = bench("panda", config=SafetyConfig(box_min_m=(-0.1, -0.1, 0.05),
@@ -290,6 +336,8 @@ def test_postures_are_found_inside_the_box_and_nowhere_else(bench):
         at.safety.posture((0.4, 0.0, 0.2))
     with pytest.raises(InvalidInputError, match=r"tool position is .*nan.*, should be finite"):
         at.safety.posture((np.nan, 0.0, 0.2))
+    with pytest.raises(InvalidInputError, match=r"turn is nan, should be finite"):
+        at.safety.posture((0.1, -0.2, 0.2), np.nan)
     far = bench("sawyer", config=SafetyConfig(box_min_m=(-0.2, -0.2, 0.05),
                                               box_max_m=(2.5, 0.2, 0.3)))
     with pytest.raises(InvalidInputError, match=r"out of reach of sawyer: the nearest posture is"):
