@@ -119,7 +119,8 @@ def _collect_arguments(parser: Parser) -> None:
 
 def _collect_run(args: argparse.Namespace) -> Outcome:
     config = CollectConfig(**read_flags(args, CollectConfig))
-    values = collect(config, _env(args), overwrite=args.overwrite, quiet=args.quiet)
+    values = collect(config, _env(args, config.checkpoint), overwrite=args.overwrite,
+                     quiet=args.quiet)
     text = (f"recorded {values['episodes']} episodes ({values['steps']} steps), success "
             f"{values['success_rate']:.2f}, in {values['path']}")
     return Outcome(values, text, 130 if values.get("interrupted") else 0)
@@ -254,6 +255,8 @@ def _eval_run(args: argparse.Namespace) -> Outcome:
     config = EvalConfig(**read_flags(args, EvalConfig))
     if bool(config.checkpoint) == bool(config.policy):
         raise InvalidInputError("give either --checkpoint or --policy")
+    if config.policy == "checkpoint":
+        raise InvalidInputError("give the checkpoint itself: --checkpoint PATH, without --policy")
     if config.videos and not config.out:
         raise InvalidInputError("--videos needs a folder: give --out")
     choice = _env(args, config.checkpoint)

@@ -34,6 +34,7 @@ def make_env(
     image_size: int | tuple[int, int] = 48,
     randomization: RandomizationOptions | dict[str, float] | None = None,
     safety: SafetyConfig | dict[str, Any] | None = None,
+    duration_s: float | None = None,
     max_episode_steps: int | None = None,
     terminate_on_success: bool = False,
     physics_step_s: float = 0.005,
@@ -58,6 +59,9 @@ def make_env(
         image_size: pixels, one number or (height, width).
         randomization: how far worlds may differ, see :class:`RandomizationOptions`.
         safety: limits, see :class:`SafetyConfig`.
+        duration_s: length of an episode [s]; the task's own by default. Unlike
+            ``max_episode_steps``, which ``gymnasium.make`` keeps for itself and can only shorten,
+            it passes through.
         terminate_on_success: end the episode at the first success (``terminated``).
         physics_step_s: longest physics step [s]; the control period is divided evenly.
         render_quality: ``fast`` (no shadows, no multisampling) or ``default`` (the engine's).
@@ -83,6 +87,14 @@ def make_env(
     spec = load_robot(robot)
     random = _options(RandomizationOptions, randomization, "randomization")
     limits = _options(SafetyConfig, safety, "safety")
+    if duration_s is not None:
+        if max_episode_steps is not None:
+            raise InvalidInputError("give either duration_s or max_episode_steps")
+        if not 1.0 / control_hz <= duration_s <= 3600.0:
+            raise InvalidInputError(
+                f"duration_s is {duration_s}, should be in [{1.0 / control_hz:g}, 3600]"
+            )
+        max_episode_steps = round(duration_s * control_hz)
     if action is not None:
         parse_action_parts(action)
     scene = chosen.scene()

@@ -114,6 +114,8 @@ _LONGEST_S = 0.5
 _BOX_TOLERANCE_M = 0.01
 _JOINT_TOLERANCE_RAD = 0.01
 _VELOCITY_TOLERANCE = 1.05
+# Near a position limit an envelope falls to nothing, and so does a share of it.
+_ENVELOPE_SLACK_RAD_S = 0.1
 
 
 class SafetyFilter:
@@ -141,6 +143,7 @@ class SafetyFilter:
         self._low = np.asarray(self.config.box_min_m, dtype=np.float64)
         self._high = np.asarray(self.config.box_max_m, dtype=np.float64)
         self._envelope = VelocityEnvelope(arm.spec)
+        self._envelope_slack = _ENVELOPE_SLACK_RAD_S if self._envelope.varies else 0.0
         margin = np.maximum(self.config.joint_margin_rad, self._envelope.standstill_rad)
         self._q_low = self.kinematics.lower_rad + margin
         self._q_high = self.kinematics.upper_rad - margin
@@ -208,8 +211,8 @@ class SafetyFilter:
             q_rad > self.kinematics.upper_rad + _JOINT_TOLERANCE_RAD
         ).any():
             self.counters.violate("joint outside its position limits")
-        limit = self._envelope.limit(q_rad, velocity_rad_s)
-        if (np.abs(velocity_rad_s) > _VELOCITY_TOLERANCE * limit).any():
+        limit = _VELOCITY_TOLERANCE * self._envelope.limit(q_rad, velocity_rad_s)
+        if (np.abs(velocity_rad_s) > limit + self._envelope_slack).any():
             self.counters.violate("joint above its velocity limit")
 
     def posture(self, tool_m: ArrayLike, yaw_rad: float = 0.0) -> Array:

@@ -179,6 +179,10 @@ def resume_pretrain(
     checkpoint = find_checkpoint(run_path)
     agent, description = load_agent(checkpoint, device=config.device)
     trainer = read_trainer(checkpoint, {"step": int, "metrics_bytes": int})
+    if config.steps < trainer["step"]:
+        raise InvalidInputError(
+            f"steps is {config.steps}; {run_path} has made {trainer['step']} updates already"
+        )
     _, episodes = load_dataset(config.data)
     replay = make_replay(agent, config.task, relabelling, prepare_episodes(config.task, episodes))
     rng = np.random.default_rng()

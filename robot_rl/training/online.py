@@ -7,6 +7,7 @@ the practice buffer, without updates (seed 001, chapters 7, 8 and 10).
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,10 @@ def resume_train(
         "step": int, "metrics_bytes": int, "episodes": int, "updates_owed": (int, float),
         "env_rng": dict,
     })
+    if config.env_steps < trainer["step"]:
+        raise InvalidInputError(
+            f"env_steps is {config.env_steps}; {run_path} has practised {trainer['step']} already"
+        )
     offline = make_replay(agent, env.task, relabelling, _load_recorded(config.data, env.task))
     writer, episodes = DatasetWriter.reopen(Path(run_path) / "practice", trainer["episodes"])
     online = make_replay(agent, env.task, relabelling, episodes)
@@ -268,6 +273,9 @@ def resume_train(
 def _loop(practice: _Practice, quiet: bool) -> dict[str, Any]:
     config, run, agent = practice.config, practice.run, practice.agent
     use_threads(agent, config.threads)
+    if config.env_steps <= config.warmup_steps:
+        print(f"no update will be made: warmup_steps is {config.warmup_steps}, env_steps is "
+              f"{config.env_steps}", file=sys.stderr)
     judge = EnvChoice(**practice.description.env).make()
     scores: EvalResult | None = None
     meter, first = RateMeter(), practice.step
