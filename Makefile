@@ -25,7 +25,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SAY := @echo "robot_rl:"
 
-DEMO_EXTRAS := sim,report
+DEMO_EXTRAS := sim,report,external
 TEST_EXTRAS := sim,report,external,ros,link,test,lint
 BENCH_EXTRAS := sim,external,bench
 
