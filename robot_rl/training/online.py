@@ -149,27 +149,7 @@ def train(
         InvalidInputError: an option cannot be used; nothing was written.
     """
     set_threads(config.threads, config.device)
-    if bool(config.agent) == bool(config.from_run):
-        raise InvalidInputError("give either --from (a pretrained run) or --agent, not both"
-                                if config.agent else
-                                "training needs --from (a pretrained run) or --agent")
-    if not config.out:
-        raise InvalidInputError("training needs a folder for the run: give --out")
-    if config.from_run:
-        if agent_overrides:
-            raise InvalidInputError(
-                f"a pretrained agent keeps its options; {', '.join(sorted(agent_overrides))} "
-                "cannot be changed"
-            )
-        agent, source = load_agent(config.from_run, device=config.device)
-        env = _inherit_env(env, source)
-        data = config.data or _data_of(config.from_run)
-    else:
-        if not env.task:
-            raise InvalidInputError("training from scratch needs a task: give --task")
-        env = EnvChoice(**{**env.as_dict(), "task": canonical_task(env.task)})
-        source, agent, data = None, None, config.data
-    data = "" if data == "none" else data
+    agent, env, data = _starting_point(config, env, agent_overrides or {})
     recorded = _load_recorded(data, env.task)
     world = env.make()
     try:
@@ -218,6 +198,32 @@ def train(
         return _loop(practice, quiet)
     finally:
         world.close()
+
+
+def _starting_point(
+    config: TrainConfig, env: EnvChoice, overrides: dict[str, Any]
+) -> tuple[Agent | None, EnvChoice, str]:
+    """The pretrained agent if there is one, the environment, and the recorded data to mix in."""
+    if bool(config.agent) == bool(config.from_run):
+        raise InvalidInputError("give either --from (a pretrained run) or --agent, not both"
+                                if config.agent else
+                                "training needs --from (a pretrained run) or --agent")
+    if not config.out:
+        raise InvalidInputError("training needs a folder for the run: give --out")
+    if config.from_run:
+        if overrides:
+            raise InvalidInputError(
+                f"a pretrained agent keeps its options; {', '.join(sorted(overrides))} "
+                "cannot be changed"
+            )
+        agent, source = load_agent(config.from_run, device=config.device)
+        env, data = _inherit_env(env, source), config.data or _data_of(config.from_run)
+    else:
+        if not env.task:
+            raise InvalidInputError("training from scratch needs a task: give --task")
+        agent, data = None, config.data
+        env = EnvChoice(**{**env.as_dict(), "task": canonical_task(env.task)})
+    return agent, env, "" if data == "none" else data
 
 
 def resume_train(
