@@ -1,1 +1,1 @@
-"""Not in this version."""
+"""Where goals come from, beyond what was recorded. Nothing in this version."""

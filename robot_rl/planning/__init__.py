@@ -1,1 +1,1 @@
-"""Not in this version."""
+"""How far goals are split into subgoals. Nothing in this version."""

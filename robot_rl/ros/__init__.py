@@ -1,1 +1,1 @@
-"""Not in this version."""
+"""The one room that may import rclpy: runtime and nodes. Nothing in this version."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,7 @@ def run_demo(config: DemoConfig, *, overwrite: bool = False, quiet: bool = False
         InvalidInputError: an option cannot be used.
         Interrupted: the user stopped it; the stages that ended stay on the disk.
     """
+    config = replace(config, threads=min(config.threads, os.cpu_count() or 1))
     set_threads(config.threads, "cpu")
     env = EnvChoice(task=canonical_task(config.task), robot=config.robot, backend=config.backend)
     env.make().close()
