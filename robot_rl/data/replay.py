@@ -214,7 +214,12 @@ class Replay:
 
 
 class MixedReplay:
-    """Batches that are part recorded data, part practice, by a fixed share (seed 001, ch. 10)."""
+    """Batches that are part recorded data, part practice.
+
+    Practice has at most the share ``online_fraction`` of a batch (seed 001, ch. 10 uses .6), and
+    never more than its share of all transitions: a large part of every batch from a few fresh
+    episodes would overfit the critics to them, and what was pretrained would be lost again.
+    """
 
     def __init__(self, offline: Replay, online: Replay, online_fraction: float) -> None:
         if not 0.0 <= online_fraction <= 1.0:
@@ -223,7 +228,8 @@ class MixedReplay:
 
     def sample(self, size: int, rng: np.random.Generator) -> dict[str, NDArray[np.float32]]:
         """As :meth:`Replay.sample`; all from one buffer while the other is empty."""
-        practice = int(round(size * self.online_fraction))
+        share = len(self.online) / max(len(self.online) + len(self.offline), 1)
+        practice = int(round(size * min(self.online_fraction, share)))
         if len(self.online) == 0:
             practice = 0
         elif len(self.offline) == 0:

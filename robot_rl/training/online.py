@@ -1,8 +1,8 @@
 """Practice: acting and learning in turn, from scratch or on from a pretrained agent.
 
 Fine-tuning has no dip by construction: the agent goes on with its own weights, critics, optimiser
-and normalisation; batches keep a share of the recorded data; and the first episodes only fill
-the practice buffer, without updates (seed 001, chapters 7, 8 and 10).
+and normalisation; practice never has a larger share of a batch than of all the data; and the first
+episodes only fill the practice buffer, without updates (seed 001, chapters 7, 8 and 10).
 """
 
 from __future__ import annotations
@@ -73,8 +73,10 @@ class TrainConfig:
     env_steps: int = field(default=10_000, metadata={"help": "steps to practise in all"})
     seed: int = field(default=0, metadata={"help": "seed of everything random"})
     out: str = field(default="", metadata={"help": "folder of the run, new or empty"})
-    online_fraction: float = field(default=0.5, metadata={"help": "share of practice in each "
-                                                          "batch, the rest is recorded"})
+    online_fraction: float = field(default=0.5, metadata={"help": "largest share of practice "
+                                                          "in a batch, the rest is recorded; "
+                                                          "never more than practice's share of "
+                                                          "all steps"})
     warmup_steps: int = field(default=1_000, metadata={"help": "steps of practice before the "
                                                        "first update"})
     updates_per_step: float = field(default=1.0, metadata={"help": "updates per step of "

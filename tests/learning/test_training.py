@@ -349,7 +349,7 @@ def test_practice_starts_from_exactly_the_pretrained_policy(
 def test_batches_are_part_recorded_part_practised(
     tmp_path, whole_pretraining, monkeypatch, fraction, data_given
 ):
-    batches: list[int] = []
+    batches: list[tuple[int, int]] = []
     real = online.update_block
 
     class Watching:
@@ -360,7 +360,10 @@ def test_batches_are_part_recorded_part_practised(
             batch = self.sampler.sample(size, rng)
             practised = self.sampler.online.observations[:, :6]
             fresh = {row.tobytes() for row in practised}
-            batches.append(sum(row.tobytes() in fresh for row in batch["observation"]))
+            steps, recorded = len(self.sampler.online), len(self.sampler.offline)
+            expected = round(size * min(fraction, steps / (steps + recorded)))
+            count = sum(row.tobytes() in fresh for row in batch["observation"])
+            batches.append((count, expected if recorded else size))
             assert len(batch["reward"]) == size
             return batch
 
@@ -371,8 +374,7 @@ def test_batches_are_part_recorded_part_practised(
     train(train_config(tmp_path / "run", from_run=str(whole_pretraining), env_steps=90,
                        online_fraction=fraction, data="" if data_given else "none"), REACH,
           quiet=True)
-    expected = round(32 * fraction) if data_given else 32
-    assert set(batches) == {expected}
+    assert batches and all(count == expected for count, expected in batches)
 
 
 def test_updates_keep_up_with_the_steps_after_the_warm_up(tmp_path, whole_pretraining):
@@ -471,3 +473,20 @@ def test_data_then_offline_then_practice_learns_to_push(tmp_path):
     train(TrainConfig(from_run=str(tmp_path / "offline"), env_steps=10_000,
                       out=str(tmp_path / "online")), env, quiet=True)
     assert success(tmp_path / "online", env, 100) >= 0.9
+
+
+@pytest.mark.slow
+def test_practice_does_not_lose_what_was_pretrained(tmp_path):
+    env = EnvChoice(task="PickPlace", robot="panda")
+    recorded = collect(CollectConfig(quality=0.5, episodes=300, out=str(tmp_path / "data")), env,
+                       quiet=True)
+    pretrain(PretrainConfig(agent="iql", data=recorded["path"], steps=10_000,
+                            out=str(tmp_path / "offline")), quiet=True)
+    before = success(tmp_path / "offline", env, 100)
+    assert before >= 0.85
+    train(TrainConfig(from_run=str(tmp_path / "offline"), env_steps=4_000, eval_every=1_000,
+                      eval_episodes=100, out=str(tmp_path / "online")), env, quiet=True)
+    scores = [row["eval/success_rate"] for row in read_metrics(tmp_path / "online")
+              if "eval/success_rate" in row]
+    # With half of every batch from the first episodes of practice, 0.97 fell to 0.79 here.
+    assert len(scores) == 4 and min(scores) >= before - 0.1, (before, scores)

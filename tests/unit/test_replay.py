@@ -202,7 +202,8 @@ def test_batches_are_mixed_by_the_share(episode, fraction):
     only.add(episode(9, 7))
     batch = MixedReplay(recorded, only, fraction).sample(64, rng)
     fresh = batch["observation"][:, 0] >= 7000
-    assert fresh.sum() == round(64 * fraction)
+    # 9 of the 14 steps are practice: it never gets more of a batch than that.
+    assert fresh.sum() == round(64 * min(fraction, 9 / 14))
     check(batch, {0: 5, 7: 9})
     assert len(mixed.sample(7, rng)["reward"]) == 7
 
