@@ -25,8 +25,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SAY := @echo "robot_rl:"
 
-DEMO_EXTRAS := sim,report,external
-TEST_EXTRAS := sim,report,external,ros,link,test,lint
+DEMO_EXTRAS := sim,report,external,data
+TEST_EXTRAS := sim,report,external,data,ros,link,test,lint
 BENCH_EXTRAS := sim,external,bench
 
 .PHONY: help demo test test-slow lint format bench bench-learning doctor setup clean

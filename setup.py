@@ -23,6 +23,8 @@ PACKAGES = [
     "robot_rl.agents",
     "robot_rl.cli",
     "robot_rl.data",
+    "robot_rl.data.exporters",
+    "robot_rl.data.importers",
     "robot_rl.envs",
     "robot_rl.envs.tasks",
     "robot_rl.goals",
@@ -58,6 +60,8 @@ REQUIREMENTS = [
     "numpy>=1.24",
     "torch>=2.4",
     "gymnasium>=1.0",
+    "mcap>=1.6",
+    "lz4>=4.0",
     "safetensors>=0.4",
     "pyyaml>=6.0",
     "tqdm>=4.60",
@@ -66,6 +70,15 @@ REQUIREMENTS = [
 EXTRAS = {
     "sim": ["mujoco>=3.2,<3.11", "pybullet>=3.2.6"],
     "report": ["matplotlib>=3.7", "tensorboard>=2.14", "av>=12", "opencv-python-headless>=4.8"],
+    # Other formats of recorded data, and compressed images.
+    "data": [
+        "rosbags>=0.11",
+        "h5py>=3.10",
+        "pyarrow>=15",
+        "minari>=0.5",
+        "av>=12",
+        "opencv-python-headless>=4.8",
+    ],
     "external": ["gymnasium-robotics>=1.3"],
     "ros": ["cyclonedds>=0.10.5", "rosbags>=0.10"],
     "link": ["pyzmq>=25"],

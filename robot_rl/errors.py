@@ -14,6 +14,10 @@ class InvalidInputError(RobotRLError, ValueError):
     """What the user gave cannot be used: the command line prints it as one line and exits 2."""
 
 
+class StorageError(InvalidInputError):
+    """The disk would not take what was to be written: full, read-only, failing."""
+
+
 class StaleDataError(RobotRLError):
     """A reading is older than the caller allows."""
 

@@ -144,11 +144,9 @@ def dataset_of() -> object:
 
     def write(path: object, episodes: list[Episode], task: str = "") -> str:
         first = episodes[0]
-        info = DatasetInfo(task, first.observation.shape[1:], first.achieved.shape[1],
-                           first.action.shape[1])
-        writer = DatasetWriter(str(path), info)
-        for each in episodes:
-            writer.append(each)
+        with DatasetWriter(str(path), DatasetInfo.of(first, task=task)) as writer:
+            for each in episodes:
+                writer.append(each)
         return str(path)
 
     return write

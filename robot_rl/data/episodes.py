@@ -1,50 +1,77 @@
-"""Episodes as arrays, and a folder that holds them.
-
-A dataset is a folder with ``dataset.json`` and one ``episodes/<number>.npz`` per episode, written
-whole or not at all, so that an interrupted recording keeps every episode it finished. Keys are
-LeRobot's where LeRobot has one. A plain npz of demonstrations (``observations``, ``actions``,
-``rewards``, ``episode_lengths``) is read as well; its episodes count as cut off, not as ended.
-Nothing is unpickled.
-"""
+"""Episodes as arrays in memory, and the names that their parts have on disk."""
 
 from __future__ import annotations
 
-import io
-import zipfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from robot_rl.data.files import new_folder, read_json, write_atomically, write_json
 from robot_rl.errors import InvalidInputError
 
-FORMAT = 1
+FORMAT = 2
 OBSERVATION = "observation.state"
 ACHIEVED = "observation.achieved_goal"
 DESIRED = "observation.desired_goal"
+IMAGES = "observation.images."
 ACTION = "action"
 REQUESTED = "action.requested"
 REWARD = "next.reward"
 TERMINATED = "next.terminated"
 TRUNCATED = "next.truncated"
 SUCCESS = "next.success"
-_LARGEST_FILE = 2 << 30
+INTERVENTION = "is_intervention"
+RESET = "is_reset"
+RATE = "control_rate_hz"
+TIMESTAMP = "timestamp"
+CORE_KEYS = (OBSERVATION, ACHIEVED, DESIRED, ACTION, REQUESTED, REWARD, TERMINATED, TRUNCATED,
+             SUCCESS, INTERVENTION, RESET, RATE, TIMESTAMP)
+
+
+@dataclass
+class Images:
+    """What one camera saw during an episode of T steps, each frame stored once.
+
+    ``frames`` (F, H, W, C) uint8 in the order they were taken, ``index`` (T + 1,) the frame that
+    each state was decided on, ``stamp_s`` (F,) when each frame was taken [s].
+    """
+
+    frames: NDArray[np.uint8]
+    index: NDArray[np.int64]
+    stamp_s: NDArray[np.float64]
+
+    @classmethod
+    def each(
+        cls, frames: NDArray[np.uint8], stamp_s: NDArray[np.float64] | None = None
+    ) -> Images:
+        """One frame (T + 1, H, W, C) for every state."""
+        count = len(frames)
+        stamps = np.zeros(count) if stamp_s is None else stamp_s
+        return cls(frames, np.arange(count), stamps)
+
+    def at(self, states: NDArray[Any] | slice) -> NDArray[np.uint8]:
+        """The frames (..., H, W, C) that these states saw."""
+        return np.asarray(self.frames[self.index[states]])
 
 
 @dataclass
 class Episode:
-    """One episode of T steps.
+    """One episode of T steps, which has T + 1 states.
 
-    ``observation`` (T+1, o) or images (T+1, H, W, C) uint8, ``achieved`` (T+1, g), ``desired``
-    (g,), ``action`` (T, a) as executed, ``requested`` (T, a) as asked for, ``reward`` (T,),
-    ``terminated``, ``truncated``, ``success`` (T,) bool. g is 0 for a task without goals.
+    ``observation`` (T+1, o) float32, ``achieved`` (T+1, g), ``desired`` (g,), ``action`` (T, a) as
+    executed, ``requested`` (T, a) as asked for, ``reward`` (T,), ``terminated``, ``truncated``,
+    ``success`` (T,) bool. g is 0 for a task without goals, o is 0 where only images were seen.
+
+    ``images`` maps camera names to what they saw. ``intervention`` (T,) marks steps in which a
+    person acted, ``reset`` (T,) steps of an automated reset, ``rate_hz`` (T,) is the rate that the
+    controller kept. ``stamp_s`` (T+1,) is when each state was measured [s, the rig's clock],
+    ``stamps_s`` (T+1,) the same for single parts of it by key, e.g. ``observation.images.front``.
+    ``extra`` holds any further numeric arrays by key, with T+1 rows (states) or T rows (steps).
+    ``metadata`` is JSON, such as an instruction or where the episode comes from.
     """
 
-    observation: NDArray[Any]
+    observation: NDArray[np.float32]
     achieved: NDArray[np.float32]
     desired: NDArray[np.float32]
     action: NDArray[np.float32]
@@ -53,9 +80,42 @@ class Episode:
     truncated: NDArray[np.bool_]
     success: NDArray[np.bool_]
     requested: NDArray[np.float32] | None = None
+    images: dict[str, Images] = field(default_factory=dict)
+    intervention: NDArray[np.bool_] | None = None
+    reset: NDArray[np.bool_] | None = None
+    rate_hz: NDArray[np.float32] | None = None
+    stamp_s: NDArray[np.float64] | None = None
+    stamps_s: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    extra: dict[str, NDArray[Any]] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.action)
+
+    def state_arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything with a row for each state, by its key on disk; images by frame index."""
+        steps = len(self)
+        arrays: dict[str, NDArray[Any]] = {OBSERVATION: self.observation, ACHIEVED: self.achieved}
+        if self.stamp_s is not None:
+            arrays[TIMESTAMP] = self.stamp_s
+        arrays |= {f"{TIMESTAMP}.{key}": value for key, value in self.stamps_s.items()}
+        arrays |= {f"{IMAGES}{name}": images.index for name, images in self.images.items()}
+        arrays |= {key: value for key, value in self.extra.items() if len(value) == steps + 1}
+        return arrays
+
+    def step_arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything with a row for each step, by its key on disk."""
+        steps = len(self)
+        arrays: dict[str, NDArray[Any]] = {
+            ACTION: self.action, REWARD: self.reward, TERMINATED: self.terminated,
+            TRUNCATED: self.truncated, SUCCESS: self.success,
+        }
+        for key, value in ((REQUESTED, self.requested), (INTERVENTION, self.intervention),
+                           (RESET, self.reset), (RATE, self.rate_hz)):
+            if value is not None:
+                arrays[key] = value
+        arrays |= {key: value for key, value in self.extra.items() if len(value) == steps}
+        return arrays
 
     def check(self, where: str) -> None:
         """Raise InvalidInputError, naming ``where`` and the array, if shapes or values are off."""
@@ -64,36 +124,7 @@ class Episode:
             raise InvalidInputError(
                 f"{where}: {ACTION} has shape {self.action.shape}, should be (steps, dimension)"
             )
-        rows = {
-            OBSERVATION: (self.observation, steps + 1),
-            ACHIEVED: (self.achieved, steps + 1),
-            REWARD: (self.reward, steps),
-            TERMINATED: (self.terminated, steps),
-            TRUNCATED: (self.truncated, steps),
-            SUCCESS: (self.success, steps),
-        }
-        for name, (array, expected) in rows.items():
-            if array.ndim < 1 or len(array) != expected:
-                raise InvalidInputError(
-                    f"{where}: {name} has shape {array.shape}, should have {expected} rows "
-                    f"for {steps} steps"
-                )
-        for name, array in ((REWARD, self.reward), (TERMINATED, self.terminated),
-                            (TRUNCATED, self.truncated), (SUCCESS, self.success)):
-            if array.ndim != 1:
-                raise InvalidInputError(
-                    f"{where}: {name} has shape {array.shape}, should be ({steps},)"
-                )
-        if self.requested is not None and self.requested.shape != self.action.shape:
-            raise InvalidInputError(
-                f"{where}: {REQUESTED} has shape {self.requested.shape}, should be "
-                f"{self.action.shape} as {ACTION} has"
-            )
-        if self.observation.ndim < 2:
-            raise InvalidInputError(
-                f"{where}: {OBSERVATION} has shape {self.observation.shape}, "
-                "should be (steps + 1, dimension)"
-            )
+        self._check_rows(where, steps)
         if self.achieved.shape[1:] != self.desired.shape or self.desired.ndim != 1:
             raise InvalidInputError(
                 f"{where}: {DESIRED} has shape {self.desired.shape}, should be "
@@ -102,13 +133,81 @@ class Episode:
         for name, array in ((OBSERVATION, self.observation), (ACTION, self.action),
                             (REWARD, self.reward), (ACHIEVED, self.achieved),
                             (DESIRED, self.desired)):
-            if array.dtype.kind not in "fu" or not np.isfinite(array).all():
+            if array.dtype.kind != "f" or not np.isfinite(array).all():
                 raise InvalidInputError(f"{where}: {name} holds values that are not finite numbers")
+        for name, images in self.images.items():
+            _check_images(f"{where}: {IMAGES}{name}", images, steps + 1)
+        for key, array in self.extra.items():
+            if key in CORE_KEYS or key.startswith((IMAGES, f"{TIMESTAMP}.")):
+                raise InvalidInputError(f"{where}: {key} cannot be an extra key, it has a meaning")
+            if array.dtype.kind not in "fiub" or array.ndim < 1 or len(array) not in (
+                steps, steps + 1
+            ):
+                raise InvalidInputError(
+                    f"{where}: {key} is {array.dtype} of shape {array.shape}, should be numbers "
+                    f"with {steps} rows (steps) or {steps + 1} (states)"
+                )
+
+    def _check_rows(self, where: str, steps: int) -> None:
+        rows: dict[str, tuple[NDArray[Any] | None, int, int]] = {
+            OBSERVATION: (self.observation, steps + 1, 2),
+            ACHIEVED: (self.achieved, steps + 1, 2),
+            REWARD: (self.reward, steps, 1),
+            TERMINATED: (self.terminated, steps, 1),
+            TRUNCATED: (self.truncated, steps, 1),
+            SUCCESS: (self.success, steps, 1),
+            INTERVENTION: (self.intervention, steps, 1),
+            RESET: (self.reset, steps, 1),
+            RATE: (self.rate_hz, steps, 1),
+            TIMESTAMP: (self.stamp_s, steps + 1, 1),
+        }
+        rows |= {f"{TIMESTAMP}.{k}": (v, steps + 1, 1) for k, v in self.stamps_s.items()}
+        for name, (array, expected, ndim) in rows.items():
+            if array is None:
+                continue
+            if array.ndim < 1 or len(array) != expected:
+                raise InvalidInputError(
+                    f"{where}: {name} has shape {array.shape}, should have {expected} rows "
+                    f"for {steps} steps"
+                )
+            if array.ndim != ndim:
+                shape = f"({expected},)" if ndim == 1 else f"({expected}, dimension)"
+                raise InvalidInputError(
+                    f"{where}: {name} has shape {array.shape}, should be {shape}"
+                )
+        if self.requested is not None and self.requested.shape != self.action.shape:
+            raise InvalidInputError(
+                f"{where}: {REQUESTED} has shape {self.requested.shape}, should be "
+                f"{self.action.shape} as {ACTION} has"
+            )
+
+
+def _check_images(where: str, images: Images, states: int) -> None:
+    frames, index = images.frames, images.index
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] not in (1, 3):
+        raise InvalidInputError(
+            f"{where}: frames are {frames.dtype} of shape {frames.shape}, should be uint8 "
+            "(frames, height, width, 1 or 3)"
+        )
+    if index.shape != (states,) or images.stamp_s.shape != (len(frames),):
+        raise InvalidInputError(
+            f"{where}: {index.shape} indices and {images.stamp_s.shape} stamps for {states} states "
+            f"and {len(frames)} frames"
+        )
+    if len(index) and not (0 <= index.min() and index.max() < len(frames)):
+        raise InvalidInputError(
+            f"{where}: frame {index.max()} is pointed at, there are {len(frames)}"
+        )
 
 
 @dataclass
 class DatasetInfo:
-    """What a dataset is of; ``config`` is whatever made it."""
+    """What a dataset is of.
+
+    ``env`` is the environment's options, ``config`` whatever made it, ``calibration`` the rig's,
+    ``software`` the version that recorded, ``rate_hz`` the control rate asked for (0: unknown),
+    ``cameras`` the frames' (H, W, C) by camera.
+    """
 
     task: str
     observation_shape: tuple[int, ...]
@@ -116,269 +215,21 @@ class DatasetInfo:
     action_dim: int
     env: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
+    robot: str = ""
+    rate_hz: float = 0.0
+    cameras: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    software: str = ""
     format: int = FORMAT
 
-
-class DatasetWriter:
-    """Appends episodes to a new dataset folder, each whole or not at all."""
-
-    def __init__(self, path: str | Path, info: DatasetInfo, *, overwrite: bool = False) -> None:
-        self.path = new_folder(Path(path), "dataset", overwrite=overwrite)
-        self.info = info
-        self.count = 0
-        (self.path / "episodes").mkdir(exist_ok=True)
-        write_json(self.path / "dataset.json", asdict(info))
-
     @classmethod
-    def reopen(cls, path: str | Path, count: int) -> tuple[DatasetWriter, list[Episode]]:
-        """Go on with a dataset after its first ``count`` episodes; later ones are dropped.
-
-        Raises:
-            InvalidInputError: it is damaged, or holds fewer.
-        """
-        path = Path(path)
-        files = sorted((path / "episodes").glob("*.npz"))
-        if len(files) < count:
-            raise InvalidInputError(
-                f"dataset: {path} holds {len(files)} episodes, {count} are needed to go on"
-            )
-        for extra in files[count:]:
-            extra.unlink()
-        writer = cls.__new__(cls)
-        writer.path, writer.count = path, count
-        if count == 0:
-            writer.info = _read_info(path / "dataset.json")
-            return writer, []
-        writer.info, episodes = load_dataset(path)
-        return writer, episodes
-
-    def append(self, episode: Episode) -> Path:
-        """Commit one episode; when this returns, it is on the disk."""
-        episode.check(f"episode {self.count}")
-        arrays = {
-            OBSERVATION: episode.observation,
-            ACHIEVED: episode.achieved,
-            DESIRED: episode.desired,
-            ACTION: episode.action,
-            REWARD: episode.reward,
-            TERMINATED: episode.terminated,
-            TRUNCATED: episode.truncated,
-            SUCCESS: episode.success,
+    def of(cls, episode: Episode, **values: Any) -> DatasetInfo:
+        """An info with the sizes of ``episode``."""
+        sizes = {
+            "task": "",
+            "observation_shape": tuple(episode.observation.shape[1:]),
+            "goal_dim": len(episode.desired),
+            "action_dim": episode.action.shape[1],
+            "cameras": {name: images.frames.shape[1:] for name, images in episode.images.items()},
         }
-        if episode.requested is not None:
-            arrays[REQUESTED] = episode.requested
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)
-        file = self.path / "episodes" / f"{self.count:06d}.npz"
-        write_atomically(file, buffer.getvalue())
-        self.count += 1
-        return file
-
-
-class EpisodeRecorder:
-    """Gathers one episode from an environment, step by step."""
-
-    def __init__(self) -> None:
-        self._rows: dict[str, list[Any]] = {}
-
-    def start(self, observation: dict[str, NDArray[Any]], info: dict[str, Any]) -> None:
-        """Begin with what ``reset`` returned."""
-        self._rows = {"observation": [observation["observation"]],
-                      "achieved": [_achieved(observation, info)],
-                      "action": [], "requested": [], "reward": [], "terminated": [],
-                      "truncated": [], "success": []}
-        self._desired = info.get("desired_state", observation["desired_goal"])
-
-    def add(
-        self,
-        action: NDArray[Any],
-        observation: dict[str, NDArray[Any]],
-        reward: float,
-        terminated: bool,
-        truncated: bool,
-        info: dict[str, Any],
-    ) -> None:
-        """Add the action asked for and what ``step`` returned."""
-        rows = self._rows
-        rows["observation"].append(observation["observation"])
-        rows["achieved"].append(_achieved(observation, info))
-        rows["action"].append(info["executed_action"])
-        rows["requested"].append(action)
-        rows["reward"].append(reward)
-        rows["terminated"].append(terminated)
-        rows["truncated"].append(truncated)
-        rows["success"].append(bool(info["is_success"]))
-
-    def finish(self) -> Episode:
-        """The episode so far."""
-        rows = self._rows
-        return Episode(
-            observation=np.stack(rows["observation"]),
-            achieved=np.stack(rows["achieved"]).astype(np.float32, copy=False),
-            desired=np.asarray(self._desired, dtype=np.float32),
-            action=np.asarray(rows["action"], dtype=np.float32),
-            requested=np.asarray(rows["requested"], dtype=np.float32),
-            reward=np.asarray(rows["reward"], dtype=np.float32),
-            terminated=np.asarray(rows["terminated"], dtype=np.bool_),
-            truncated=np.asarray(rows["truncated"], dtype=np.bool_),
-            success=np.asarray(rows["success"], dtype=np.bool_),
-        )
-
-
-def _achieved(observation: dict[str, NDArray[Any]], info: dict[str, Any]) -> NDArray[Any]:
-    # With image observations the goals' states travel in info; images are stored once.
-    achieved: NDArray[Any] = info.get("achieved_state", observation["achieved_goal"])
-    return achieved
-
-
-def load_dataset(path: str | Path) -> tuple[DatasetInfo, list[Episode]]:
-    """Read a dataset folder, or a plain npz of demonstrations.
-
-    Raises:
-        InvalidInputError: it is missing, damaged, of another format, or of mixed shapes; the
-            message names the file and the array.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise InvalidInputError(f"dataset: {path} does not exist")
-    if path.is_file():
-        return _load_plain_npz(path)
-    info = _read_info(path / "dataset.json")
-    if info.format != FORMAT:
-        raise InvalidInputError(
-            f"dataset: {path} has format {info.format}, this version reads {FORMAT}"
-        )
-    episodes = []
-    for file in sorted((path / "episodes").glob("*.npz")):
-        episode = _read_episode(file)
-        found = (episode.observation.shape[1:], episode.achieved.shape[1], episode.action.shape[1])
-        expected = (info.observation_shape, info.goal_dim, info.action_dim)
-        if found != expected:
-            raise InvalidInputError(
-                f"dataset: {file} has observation {found[0]}, goal {found[1]}, action {found[2]}; "
-                f"dataset.json says {expected[0]}, {expected[1]}, {expected[2]}"
-            )
-        episodes.append(episode)
-    if not episodes:
-        raise InvalidInputError(f"dataset: {path} holds no episodes")
-    return info, episodes
-
-
-def _read_info(file: Path) -> DatasetInfo:
-    raw = read_json(file, "dataset")
-    try:
-        info = DatasetInfo(**raw)
-        info.observation_shape = tuple(int(n) for n in info.observation_shape)
-        kinds = {"task": str, "goal_dim": int, "action_dim": int, "env": dict, "config": dict}
-        for name, kind in kinds.items():
-            if not isinstance(getattr(info, name), kind):
-                raise TypeError(f"{name} is {getattr(info, name)!r}")
-    except (TypeError, ValueError) as error:
-        raise InvalidInputError(
-            f"dataset: {file} does not describe a dataset ({error})"
-        ) from None
-    return info
-
-
-def _read_npz(file: Path, names: tuple[str, ...]) -> Iterator[tuple[str, NDArray[Any]]]:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        if size > _LARGEST_FILE:
-            raise InvalidInputError(
-                f"dataset: {file} unpacks to {size} bytes, the limit is {_LARGEST_FILE}"
-            )
-        with np.load(file, allow_pickle=False) as data:
-            for name in names:
-                if name in data.files:
-                    array = data[name]
-                    if not isinstance(array, np.ndarray):
-                        raise InvalidInputError(f"dataset: {file}: {name} is not an array")
-                    yield name, array
-    except InvalidInputError:
-        raise
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, MemoryError,
-            NotImplementedError, RuntimeError) as error:
-        raise InvalidInputError(f"dataset: {file} cannot be read: {error}") from None
-    except Exception as error:  # zlib and the npy header parser have their own
-        raise InvalidInputError(f"dataset: {file} is damaged: {error}") from None
-
-
-def _read_episode(file: Path) -> Episode:
-    required = (OBSERVATION, ACHIEVED, DESIRED, ACTION, REWARD, TERMINATED, TRUNCATED, SUCCESS)
-    arrays = dict(_read_npz(file, (*required, REQUESTED)))
-    missing = [name for name in required if name not in arrays]
-    if missing:
-        raise InvalidInputError(f"dataset: {file} lacks {', '.join(missing)}")
-    for name, array in arrays.items():
-        if array.dtype.kind not in "fuib":
-            raise InvalidInputError(f"dataset: {file}: {name} has type {array.dtype}")
-    episode = Episode(
-        observation=arrays[OBSERVATION]
-        if arrays[OBSERVATION].dtype == np.uint8
-        else arrays[OBSERVATION].astype(np.float32),
-        achieved=arrays[ACHIEVED].astype(np.float32),
-        desired=arrays[DESIRED].astype(np.float32),
-        action=arrays[ACTION].astype(np.float32),
-        reward=arrays[REWARD].astype(np.float32),
-        terminated=arrays[TERMINATED].astype(np.bool_),
-        truncated=arrays[TRUNCATED].astype(np.bool_),
-        success=arrays[SUCCESS].astype(np.bool_),
-        requested=arrays.get(REQUESTED),
-    )
-    episode.check(f"dataset: {file}")
-    return episode
-
-
-def _load_plain_npz(file: Path) -> tuple[DatasetInfo, list[Episode]]:
-    names = ("observations", "actions", "rewards", "episode_lengths")
-    arrays = dict(_read_npz(file, names))
-    missing = [name for name in names if name not in arrays]
-    if missing:
-        raise InvalidInputError(
-            f"dataset: {file} lacks {', '.join(missing)}; a plain npz needs observations, "
-            "actions, rewards and episode_lengths"
-        )
-    observations, actions, rewards = (
-        arrays["observations"], arrays["actions"], arrays["rewards"])
-    lengths = arrays["episode_lengths"]
-    if (lengths.ndim != 1 or lengths.dtype.kind not in "iu" or len(lengths) == 0
-            or (lengths < 2).any()):
-        raise InvalidInputError(
-            f"dataset: {file}: episode_lengths should be one or more whole numbers >= 2"
-        )
-    for name, array, ndim in (("observations", observations, 2), ("actions", actions, 2),
-                              ("rewards", rewards, 1)):
-        if array.dtype.kind not in "fiu" or array.ndim != ndim or len(array) != lengths.sum():
-            raise InvalidInputError(
-                f"dataset: {file}: {name} has shape {array.shape}, should have {ndim} axes and "
-                f"{lengths.sum()} rows, the sum of episode_lengths"
-            )
-    episodes: list[Episode] = []
-    first = 0
-    for length in lengths:
-        rows = slice(first, first + int(length))
-        first += int(length)
-        # The last step has no next observation: it cannot be a transition.
-        count = int(length) - 1
-        truncated = np.zeros(count, np.bool_)
-        truncated[-1] = True
-        episode = Episode(
-            observation=observations[rows].astype(np.float32),
-            achieved=np.zeros((count + 1, 0), np.float32),
-            desired=np.zeros(0, np.float32),
-            # Demonstrations may ask for more than an action's range; what was executed did not.
-            action=np.clip(actions[rows][:-1], -1.0, 1.0).astype(np.float32),
-            requested=actions[rows][:-1].astype(np.float32),
-            reward=rewards[rows][:-1].astype(np.float32),
-            terminated=np.zeros(count, np.bool_),
-            truncated=truncated,
-            success=np.zeros(count, np.bool_),
-        )
-        episode.check(f"dataset: {file}, episode {len(episodes)}")
-        episodes.append(episode)
-    info = DatasetInfo(
-        task="", observation_shape=observations.shape[1:], goal_dim=0,
-        action_dim=actions.shape[1], config={"source": file.name},
-    )
-    return info, episodes
+        return cls(**{**sizes, **values})

@@ -13,11 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robot_rl.data import DatasetInfo, DatasetWriter, Episode, EpisodeRecorder, load_dataset
+from robot_rl.data import (
+    DatasetInfo,
+    DatasetWriter,
+    Episode,
+    EpisodeRecorder,
+    Images,
+    load_dataset,
+)
 from robot_rl.data import files as data_files
 from robot_rl.data.episodes import OBSERVATION, REWARD
 from robot_rl.data.files import new_folder, read_json, write_atomically, write_json
-from robot_rl.errors import InvalidInputError
+from robot_rl.errors import InvalidInputError, StorageError
 
 ARRAYS = ("observation", "achieved", "desired", "action", "reward", "terminated", "truncated",
           "success")
@@ -60,6 +67,7 @@ def test_what_is_written_is_read_back_to_the_bit(tmp_path):
     writer = DatasetWriter(tmp_path / "d", info)
     for each in written:
         writer.append(each)
+    writer.close()
     found, episodes = load_dataset(tmp_path / "d")
     assert found == info
     for one, two in zip(written, episodes, strict=True):
@@ -67,14 +75,21 @@ def test_what_is_written_is_read_back_to_the_bit(tmp_path):
         assert np.array_equal(one.requested, two.requested)
 
 
-def test_images_stay_bytes(tmp_path):
-    image = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3)).astype(np.uint8)
-    one = Episode(image, np.zeros((4, 0), np.float32), np.zeros(0, np.float32),
-                  np.zeros((3, 2), np.float32), np.zeros(3, np.float32), np.zeros(3, bool),
-                  np.zeros(3, bool), np.zeros(3, bool))
-    DatasetWriter(tmp_path / "d", DatasetInfo("", (6, 5, 3), 0, 2)).append(one)
-    _, (two,) = load_dataset(tmp_path / "d")
+def test_images_stay_bytes_and_are_kept_once(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (3, 6, 5, 3)).astype(np.uint8)
+    one = Episode(np.zeros((4, 0), np.float32), np.zeros((4, 0), np.float32),
+                  np.zeros(0, np.float32), np.zeros((3, 2), np.float32), np.zeros(3, np.float32),
+                  np.zeros(3, bool), np.zeros(3, bool), np.zeros(3, bool),
+                  images={"front": Images(frames, np.array([0, 0, 1, 2]),
+                                          np.array([0.1, 0.2, 1.7e9 + 1e-7]))})
+    with DatasetWriter(tmp_path / "d", DatasetInfo.of(one)) as writer:
+        writer.append(one)
+    info, (two,) = load_dataset(tmp_path / "d")
+    assert info.cameras == {"front": (6, 5, 3)}
     assert_same(one, two)
+    assert np.array_equal(two.images["front"].frames, frames)
+    assert two.images["front"].index.tolist() == [0, 0, 1, 2]
+    assert two.images["front"].stamp_s.tolist() == [0.1, 0.2, 1.7e9 + 1e-7]
 
 
 def test_a_recording_of_an_environment_holds_what_was_executed():
@@ -104,7 +119,7 @@ def test_a_recording_of_an_environment_holds_what_was_executed():
 # -- whole or not there -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["replace", "fsync", "write"])
+@pytest.mark.parametrize("where", ["rename", "fsync", "write"])
 def test_a_disk_that_fails_leaves_the_earlier_episodes_and_no_half_file(
     recorded, episode, monkeypatch, where
 ):
@@ -114,28 +129,15 @@ def test_a_disk_that_fails_leaves_the_earlier_episodes_and_no_half_file(
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    if where == "write":
-        real = open
-
-        def failing(path, mode="r", *args, **kwargs):
-            if ".part" in str(path) and "w" in mode:
-                real(path, mode).close()
-                full()
-            return real(path, mode, *args, **kwargs)
-
-        monkeypatch.setattr(data_files, "open", failing, raising=False)
-    else:
-        monkeypatch.setattr(data_files.os, where, full)
-    with pytest.raises(InvalidInputError, match=r"cannot write .*000003.npz: No space left"):
+    monkeypatch.setattr(data_files.os, where, full)
+    with pytest.raises(StorageError, match=r"cannot write .*000003.mcap.*: No space left.*make"):
         writer.append(episode(4, 9))
     monkeypatch.undo()
-    assert writer.count == 3
+    assert writer.count == 3 and len(load_dataset(recorded)[1]) == 3
     after = {p: p.read_bytes() for p in recorded.rglob("*") if p.is_file()}
-    if where == "replace":
-        assert after == before
     assert all(after[path] == before[path] for path in before)
-    assert not [p for p in after if ".part" in p.name]
     writer.append(episode(4, 9))
+    writer.close()
     _, episodes = load_dataset(recorded)
     assert len(episodes) == 4
     for one, two in zip(earlier, episodes[:3], strict=True):
@@ -151,22 +153,26 @@ def test_a_bad_episode_is_not_written(recorded, episode):
     assert len(load_dataset(recorded)[1]) == 3
 
 
-def test_reopening_drops_what_came_after(recorded, episode):
+def test_reopening_sets_aside_what_came_after(recorded, episode):
     _, all_of_them = load_dataset(recorded)
     writer, kept = DatasetWriter.reopen(recorded, 2)
     assert len(kept) == 2 and writer.count == 2
-    assert names_in(recorded / "episodes") == ["000000.npz", "000001.npz"]
+    assert names_in(recorded / "episodes") == ["000000.mcap", "000001.mcap"]
+    assert names_in(recorded / "set_aside") == ["000002.mcap"], "nothing recorded is deleted"
     writer.append(all_of_them[2])
+    writer.close()
     for one, two in zip(all_of_them, load_dataset(recorded)[1], strict=True):
         assert_same(one, two)
     writer, none = DatasetWriter.reopen(recorded, 0)
     assert none == [] and writer.info.task == "Push" and names_in(recorded / "episodes") == []
+    assert len(names_in(recorded / "set_aside")) == 4
+    writer.close()
     with pytest.raises(InvalidInputError, match="holds 0 episodes, 5 are needed to go on"):
         DatasetWriter.reopen(recorded, 5)
 
 
 def test_a_left_over_of_a_crash_is_ignored(recorded):
-    (recorded / "episodes" / ".000003.npz.4711.part").write_bytes(b"half")
+    (recorded / "episodes" / ".000003.mcap.part").write_bytes(b"half")
     assert len(load_dataset(recorded)[1]) == 3
 
 
@@ -229,9 +235,9 @@ def test_json_is_written_whole(tmp_path, monkeypatch):
         (b'{"task": "Push", "observation_shape": [4], "goal_dim": 2, "action_dim": 3, "env": []}',
          "does not describe a dataset .env is"),
         (b'{"task": "Push", "observation_shape": [4], "goal_dim": 2, "action_dim": 3, '
-         b'"format": 99}', "has format 99, this version reads 1"),
+         b'"format": 99}', "has format 99, this version reads 2 and 1"),
         (b'{"task": "Push", "observation_shape": [5], "goal_dim": 2, "action_dim": 3}',
-         r"000000.npz has observation \(4,\), goal 2, action 3; dataset.json says \(5,\), 2, 3"),
+         r"000000.mcap has observation \(4,\), goal 2, action 3; dataset.json says \(5,\), 2, 3"),
     ],
 )
 def test_a_damaged_description_is_named(recorded, content, message):
@@ -239,6 +245,31 @@ def test_a_damaged_description_is_named(recorded, content, message):
     with pytest.raises(InvalidInputError, match=message) as caught:
         load_dataset(recorded)
     assert str(recorded) in str(caught.value)
+
+
+@pytest.fixture
+def recorded_v1(tmp_path, episode) -> Path:
+    """Three episodes in a folder of the former format, an npz each."""
+    folder = tmp_path / "v1"
+    (folder / "episodes").mkdir(parents=True)
+    (folder / "dataset.json").write_text(json.dumps({
+        "task": "Push", "observation_shape": [4], "goal_dim": 2, "action_dim": 3, "env": {},
+        "config": {}, "format": 1}))
+    for number in range(3):
+        one = episode(number + 2, number)
+        np.savez_compressed(folder / "episodes" / f"{number:06d}.npz", **{
+            OBSERVATION: one.observation, "observation.achieved_goal": one.achieved,
+            "observation.desired_goal": one.desired, "action": one.action, REWARD: one.reward,
+            "next.terminated": one.terminated, "next.truncated": one.truncated,
+            "next.success": one.success, "action.requested": one.requested})
+    return folder
+
+
+def test_a_folder_of_the_former_format_is_still_read(recorded_v1, episode):
+    info, episodes = load_dataset(recorded_v1)
+    assert (info.task, info.observation_shape) == ("Push", (4,))
+    for number, one in enumerate(episodes):
+        assert_same(one, episode(number + 2, number))
 
 
 def good_arrays() -> dict[str, np.ndarray]:
@@ -267,7 +298,7 @@ def good_arrays() -> dict[str, np.ndarray]:
         ("action", np.full((3, 3), "a"), "action has type <U1"),
         ("action", np.zeros((3, 3), complex), "action has type complex128"),
         ("observation.state", np.zeros((3, 4)), r"has shape \(3, 4\), should have 4 rows"),
-        ("observation.state", np.zeros(4), r"should be \(steps \+ 1, dimension\)"),
+        ("observation.state", np.zeros(4), r"should be \(4, dimension\)"),
         ("observation.state", np.full((4, 4), -np.inf), "not finite"),
         ("observation.state", np.full((4, 4), 1e300), "not finite"),
         ("observation.achieved_goal", np.zeros((4, 3)), "desired_goal has shape"),
@@ -281,15 +312,15 @@ def good_arrays() -> dict[str, np.ndarray]:
     ],
 )
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
-def test_a_hostile_episode_is_named(recorded, name, value, message):
+def test_a_hostile_episode_is_named(recorded_v1, name, value, message):
     arrays = good_arrays()
     arrays.pop(name, None)
     if value is not None:
         arrays[name] = value
-    file = recorded / "episodes" / "000001.npz"
+    file = recorded_v1 / "episodes" / "000001.npz"
     np.savez(file, **arrays)
     with pytest.raises(InvalidInputError, match=message) as caught:
-        load_dataset(recorded)
+        load_dataset(recorded_v1)
     assert str(file) in str(caught.value)
 
 
@@ -314,8 +345,8 @@ def npy_header(shape: str, descr: str = "<f4") -> bytes:
     ],
     ids=["noise", "empty", "bomb", "negative", "short", "pickle", "code", "many axes", "version"],
 )
-def test_a_hostile_array_in_the_archive_is_named(recorded, content):
-    file = recorded / "episodes" / "000001.npz"
+def test_a_hostile_array_in_the_archive_is_named(recorded_v1, content):
+    file = recorded_v1 / "episodes" / "000001.npz"
     with zipfile.ZipFile(file, "w") as archive:
         for name, value in good_arrays().items():
             buffer = io.BytesIO()
@@ -323,12 +354,12 @@ def test_a_hostile_array_in_the_archive_is_named(recorded, content):
             archive.writestr(f"{name}.npy",
                              content if name == OBSERVATION else buffer.getvalue())
     with pytest.raises(InvalidInputError, match="dataset: ") as caught:
-        load_dataset(recorded)
+        load_dataset(recorded_v1)
     assert str(file) in str(caught.value)
 
 
-def test_a_zip_bomb_is_not_unpacked(recorded):
-    file = recorded / "episodes" / "000001.npz"
+def test_a_zip_bomb_is_not_unpacked(recorded_v1):
+    file = recorded_v1 / "episodes" / "000001.npz"
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(f"{OBSERVATION}.npy", b"\0" * 1000)
     raw = bytearray(file.read_bytes())
@@ -337,25 +368,25 @@ def test_a_zip_bomb_is_not_unpacked(recorded):
     raw[at + 24 : at + 28] = struct.pack("<I", 3 << 30)
     file.write_bytes(bytes(raw))
     with pytest.raises(InvalidInputError, match=r"unpacks to 3221225472 bytes, the limit is"):
-        load_dataset(recorded)
+        load_dataset(recorded_v1)
 
 
-def test_a_file_cut_anywhere_or_with_a_byte_changed_is_named_or_right(recorded):
-    file = recorded / "episodes" / "000001.npz"
+def test_a_file_cut_anywhere_or_with_a_byte_changed_is_named_or_right(recorded_v1):
+    file = recorded_v1 / "episodes" / "000001.npz"
     good = file.read_bytes()
-    _, expected = load_dataset(recorded)
+    _, expected = load_dataset(recorded_v1)
     rng = np.random.default_rng(0)
     for cut in (0, 1, 30, len(good) // 2, len(good) - 1):
         file.write_bytes(good[:cut])
         with pytest.raises(InvalidInputError, match=r"000001.npz"):
-            load_dataset(recorded)
+            load_dataset(recorded_v1)
     refused = 0
     for _ in range(150):
         raw = bytearray(good)
         raw[rng.integers(len(raw))] ^= int(rng.integers(1, 256))
         file.write_bytes(bytes(raw))
         try:
-            _, episodes = load_dataset(recorded)
+            _, episodes = load_dataset(recorded_v1)
         except InvalidInputError as error:
             assert "000001.npz" in str(error)
             refused += 1
@@ -378,8 +409,8 @@ def test_missing_and_misplaced_paths_are_named(tmp_path, recorded):
         file.unlink()
     with pytest.raises(InvalidInputError, match="holds no episodes"):
         load_dataset(recorded)
-    (recorded / "episodes" / "000000.npz").mkdir()
-    with pytest.raises(InvalidInputError, match=r"000000.npz cannot be read: .*Is a directory"):
+    (recorded / "episodes" / "000000.mcap").mkdir()
+    with pytest.raises(InvalidInputError, match="holds no episodes"):
         load_dataset(recorded)
     (recorded / "dataset.json").unlink()
     (recorded / "dataset.json").mkdir()

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import sys
+import threading
+import time
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from robot_rl.data import MixedReplay, Relabelling, Replay
+from robot_rl.data import Images, MixedReplay, Relabelling, Replay
+from robot_rl.data.relabel import LatentReward
 from robot_rl.envs.tasks import make_task
 from robot_rl.errors import InvalidInputError
 
@@ -71,17 +79,22 @@ def test_transitions_are_whole_across_episode_ends(episode, lengths, ends, size,
           suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6),
-    shares=st.tuples(*[st.integers(0, 4)] * 5).filter(lambda s: sum(s) > 0),
+    shares=st.tuples(*[st.integers(0, 4)] * 7).filter(lambda s: sum(s) > 0),
+    capacity=st.integers(1, 40),
+    memory_limit=st.sampled_from([None, 0, 4_000]),
     seed=st.integers(0, 1000),
 )
-def test_goals_come_from_the_right_rows(episode, lengths, shares, seed):
+def test_goals_come_from_the_right_rows(episode, lengths, shares, capacity, memory_limit, seed):
     relabelling = Relabelling(*[float(s) for s in shares])
-    replay = filled(episode, lengths, relabelling)
+    replay = Replay(4, 2, 3, discount=DISCOUNT, relabelling=relabelling, reward=near,
+                    capacity=capacity, memory_limit=memory_limit)
+    for number in np.random.default_rng(seed).permutation(len(lengths)):
+        replay.add(episode(lengths[number], int(number)))
     size = 20 * sum(shares)
     batch = replay.sample(size, np.random.default_rng(seed))
     check(batch, lengths)
     # The shares are exact here, and in the order of their names.
-    kinds = [kind for kind, share in zip(Relabelling.NAMES, shares, strict=True)
+    kinds = [kind for kind, share in zip(Relabelling.NAMES, (*shares, 0), strict=True)
              for _ in range(20 * share)]
     for i, kind in enumerate(kinds):
         number, step = source(batch["observation"][i])
@@ -90,18 +103,22 @@ def test_goals_come_from_the_right_rows(episode, lengths, shares, seed):
             assert (goal == -1.0 - number).all()
             assert reward == np.float32(1000 * number + step + 0.75)
             continue
+        achieved = np.full(2, 1000.0 * number + step + 1 + 0.25, np.float32)
+        assert reward == near(achieved, goal)
+        if kind == "swap":
+            assert (goal == -1.0 - np.arange(len(lengths))[:, None]).all(axis=1).any()
+            assert len(lengths) == 1 or (goal != -1.0 - number).all()
+            continue
         assert (goal % 1000 % 1 == 0.25).all(), "a goal that was achieved"
         from_number, from_step = source(goal)
         if kind == "next":
             assert (from_number, from_step) == (number, step + 1)
-        elif kind == "future":
+        elif kind in ("future", "geometric"):
             assert from_number == number and step < from_step <= lengths[number]
         elif kind == "final":
             assert (from_number, from_step) == (number, lengths[number])
         else:
             assert 0 <= from_number < len(lengths) and from_step <= lengths[from_number]
-        achieved = np.full(2, 1000.0 * number + step + 1 + 0.25, np.float32)
-        assert reward == near(achieved, goal)
 
 
 def test_future_goals_are_uniform_over_what_is_left(episode):
@@ -134,7 +151,7 @@ def test_shares_are_rounded_so_that_they_add_up(episode, size, expected):
     recorded = int((batch["goal"][:, 0] == -1.0).sum())
     last = int((batch["goal"][:, 0] == 50.25).sum())
     assert recorded == expected[0] and last >= expected[2]
-    assert replay._counts(size)[:4] == [expected[0], 0, expected[1], expected[2]]
+    assert replay.relabelling.counts(size)[:4] == [expected[0], 0, expected[1], expected[2]]
 
 
 @pytest.mark.parametrize("task", ["Push", "Reach", "Door"])
@@ -172,7 +189,7 @@ def test_growing_keeps_what_was_there(episode):
         for key in one:
             assert np.array_equal(one[key], two[key]), key
     assert small.observations.shape == (360, 4)
-    assert small.goals.shape == (720, 2)
+    assert small.goals.shape == (720, 2) and small.distinct_goals.shape == (360 + 60, 2)
     assert np.array_equal(small.observations[:6, 0], np.arange(6.0))
 
 
@@ -260,3 +277,465 @@ def test_an_episode_that_terminates_keeps_its_goals(episode):
     with pytest.raises(InvalidInputError, match="terminates cannot have its goals relabelled"):
         replay.add(episode(6, 1, terminated=True))
     assert replay.episodes == 1 and len(replay) == 6
+
+
+# -- n steps, terminations, latents ---------------------------------------------------------------
+
+
+def reached(achieved, desired):
+    """Where the goals are within 1 of each other."""
+    return np.abs(achieved - desired).max(axis=-1) <= 1.0
+
+
+@settings(max_examples=40, deadline=None, derandomize=True,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    n_step=st.integers(1, 6),
+    ends=st.sets(st.integers(0, 4)),
+    with_terminate=st.booleans(),
+    seed=st.integers(0, 999),
+)
+def test_n_step_batches_are_those_of_brute_force(episode, lengths, n_step, ends, with_terminate,
+                                                 seed):
+    if not with_terminate:
+        ends = set()
+    replay = Replay(
+        4, 2, 3, discount=DISCOUNT, reward=near, n_step=n_step,
+        relabelling=Relabelling(0.25, 0.1, 0.25, 0.1, 0.1, 0.1, 0.1),
+        terminate=reached if with_terminate else None,
+    ).add_all(episode(steps, number, terminated=number in ends)
+              for number, steps in enumerate(lengths))
+    size = 60
+    batch = replay.sample(size, np.random.default_rng(seed))
+    kept = replay.relabelling.counts(size)[0]
+    for i in range(size):
+        number, step = source(batch["observation"][i])
+        total, taken, over = 0.0, 0, False
+        while taken < n_step and step + taken < lengths[number] and not over:
+            at = step + taken
+            if i < kept:
+                reward = 1000 * number + at + 0.75
+                over = number in ends and at == lengths[number] - 1
+            else:
+                achieved = np.full(2, 1000.0 * number + at + 1.25, np.float32)
+                reward = near(achieved, batch["goal"][i])
+                over = with_terminate and bool(reached(achieved, batch["goal"][i]))
+            total += DISCOUNT**taken * reward
+            taken += 1
+        assert batch["reward"][i] == pytest.approx(total, rel=1e-6)
+        assert batch["discount"][i] == pytest.approx(0.0 if over else DISCOUNT**taken)
+        assert source(batch["next_observation"][i]) == (number, step + taken)
+
+
+def test_terminations_at_other_goals_are_recomputed(episode):
+    replay = Replay(4, 2, 3, discount=DISCOUNT, reward=near, terminate=reached,
+                    relabelling=Relabelling(original=0.0, next=0.5, final=0.5))
+    replay.add(episode(9, 0, terminated=True))
+    batch = replay.sample(200, np.random.default_rng(0))
+    assert (batch["discount"][:100] == 0.0).all(), "each next state reaches its own goal"
+    distance = 9 - (batch["observation"][100:, 0] + 1)
+    assert np.array_equal(batch["discount"][100:] == 0.0, distance <= 1)
+
+
+def test_options_out_of_range_are_named(episode):
+    with pytest.raises(InvalidInputError, match="n_step is 0, should be at least 1"):
+        Replay(4, 2, 3, discount=0.9, n_step=0)
+    with pytest.raises(InvalidInputError, match=r"prior is 0\.5, but no generative prior"):
+        Replay(4, 2, 3, discount=0.9, reward=near, relabelling=Relabelling(prior=0.5))
+    with pytest.raises(InvalidInputError, match="memory_limit is -1"):
+        Replay(4, 2, 3, discount=0.9, memory_limit=-1)
+    with pytest.raises(InvalidInputError, match="scratch folder /nowhere does not exist"):
+        Replay(4, 2, 3, discount=0.9, scratch="/nowhere")
+    replay = filled(episode, [3])
+    with pytest.raises(InvalidInputError, match="batch size is 0"):
+        replay.sample(0, np.random.default_rng(0))
+    with pytest.raises(InvalidInputError, match=r"unknown extra 'ofset' .did you mean 'offset'"):
+        replay.sample(1, np.random.default_rng(0), extras=("ofset",))
+    with pytest.raises(InvalidInputError, match="unknown camera 'front'; valid: none"):
+        replay.sample(1, np.random.default_rng(0), cameras=("front",))
+
+
+def test_goals_of_a_prior(episode):
+    replay = Replay(4, 2, 3, discount=DISCOUNT, reward=near,
+                    relabelling=Relabelling(original=0.5, prior=0.5),
+                    prior=lambda rng, size: rng.uniform(5.0, 6.0, (size, 2)))
+    batch = replay.add(episode(9)) or replay.sample(100, np.random.default_rng(0))
+    assert (batch["goal"][:50] == -1.0).all()
+    assert ((batch["goal"][50:] >= 5.0) & (batch["goal"][50:] <= 6.0)).all()
+    after = batch["next_observation"][50:, :2] + 0.25
+    assert np.array_equal(batch["reward"][50:], near(after, batch["goal"][50:]))
+
+
+def test_latents_take_the_place_of_goals(episode):
+    replay = filled(episode, [5, 7], Relabelling(original=0.5, future=0.5))
+    sizes = []
+
+    def encode(goals):
+        sizes.append(len(goals))
+        return np.stack([goals[:, 0], 2 * goals[:, 0], 0 * goals[:, 0]], axis=1)
+
+    replay.encode_goals(encode, reward=LatentReward(), block=4)
+    assert max(sizes) == 4 and replay.goal_dim == 3
+    replay.add(episode(6, 2))
+    batch = replay.sample(90, np.random.default_rng(0), extras=("offset", "next_achieved"))
+    assert batch["goal"].shape == (90, 3) and set(np.unique(batch["observation"][:, 0] // 1000)) \
+        == {0, 1, 2}
+    assert np.array_equal(batch["goal"][:, 1], 2 * batch["goal"][:, 0])
+    achieved = batch["next_observation"][:, 0] + 0.25
+    assert np.array_equal(batch["next_achieved"][:, 0], achieved)
+    assert batch["reward"] == pytest.approx(
+        -np.sqrt(5) * np.abs(achieved - batch["goal"][:, 0]), rel=1e-5), "original goals too"
+    ahead = batch["observation"][45:, 0] + batch["offset"][45:] + 0.25
+    assert np.array_equal(batch["goal"][45:, 0], ahead)
+
+    for wrong in (lambda goals: goals[:, 0], lambda goals: goals[:-1]):
+        with pytest.raises(InvalidInputError, match="encoded goals have shape"):
+            replay.encode_goals(wrong, reward=LatentReward())
+    with pytest.raises(InvalidInputError, match="needs a reward of latents"):
+        replay.encode_goals(encode)
+    assert replay.goal_dim == 3
+    replay.encode_goals(lambda goals: goals[:, :1], reward=LatentReward())
+    assert replay.goal_dim == 1 and replay.goals.shape == (2 * (6 + 8 + 7), 1)
+
+
+# -- extras, resets, interventions ----------------------------------------------------------------
+
+
+def test_extras_say_where_a_transition_comes_from(episode):
+    one = episode(8, 1)
+    one.intervention = np.arange(8) % 2 == 0
+    one.success = np.arange(8) >= 6
+    replay = filled(episode, [5], Relabelling(original=0.4, future=0.4, random=0.2))
+    replay.add(one)
+    rng = np.random.default_rng(0)
+    plain = replay.sample(200, np.random.default_rng(3))
+    batch = replay.sample(200, np.random.default_rng(3), extras=(
+        "offset", "goal_discount", "intervention", "success", "episode", "step", "achieved",
+        "next_achieved"))
+    assert set(plain) == {"observation", "goal", "action", "reward", "next_observation",
+                          "discount"}
+    assert all(np.array_equal(plain[key], batch[key]) for key in plain), "extras change nothing"
+    number, step = batch["episode"], batch["step"]
+    assert np.array_equal(1000 * number + step, batch["observation"][:, 0])
+    second = number == 1
+    assert np.array_equal(batch["intervention"], second & (step % 2 == 0))
+    assert np.array_equal(batch["success"], second & (step >= 6))
+    assert batch["intervention"].dtype == bool and batch["offset"].dtype == np.int64
+    assert np.array_equal(batch["achieved"][:, 0], batch["observation"][:, 0] + 0.25)
+    assert np.array_equal(batch["next_achieved"][:, 0], batch["observation"][:, 0] + 1.25)
+    offset = batch["offset"]
+    assert (offset[:80] == -1).all() and (offset[160:] == -1).all() and (offset[80:160] > 0).all()
+    assert np.array_equal(batch["goal"][80:160, 0],
+                          batch["observation"][80:160, 0] + offset[80:160] + 0.25)
+    assert batch["goal_discount"] == pytest.approx(
+        np.where(offset < 0, 1.0, DISCOUNT ** np.maximum(offset, 0).astype(float)))
+    assert replay.sample(3, rng, extras=["step"]).keys() == {*plain, "step"}
+
+
+def with_reset(episode, number=0):
+    """Steps 0-3 of the task, 4-6 of a reset, 7-9 of the task."""
+    one = episode(10, number)
+    one.reset = np.zeros(10, bool)
+    one.reset[4:7] = True
+    return one
+
+
+def test_steps_of_a_reset_are_kept_but_not_sampled(episode):
+    relabelling = Relabelling(original=0.0, future=0.5, final=0.5)
+    replay = Replay(4, 2, 3, discount=DISCOUNT, reward=near, relabelling=relabelling, n_step=3)
+    replay.add(with_reset(episode))
+    assert len(replay) == 7 and replay.observations.shape == (11, 4)
+    batch = replay.sample(400, np.random.default_rng(0), extras=("step",))
+    assert set(batch["step"]) == {0, 1, 2, 3, 7, 8, 9}
+    end = np.where(batch["step"] < 4, 4, 10)
+    goals = batch["goal"][:, 0] - 0.25
+    assert ((goals > batch["step"]) & (goals <= end)).all() and (goals[200:] == end[200:]).all()
+    taken = np.minimum(3, end - batch["step"])
+    assert np.array_equal(batch["next_observation"][:, 0], batch["step"] + taken)
+    assert batch["discount"] == pytest.approx(DISCOUNT**taken)
+
+
+def test_steps_of_a_reset_can_be_included(episode):
+    replay = Replay(4, 2, 3, discount=DISCOUNT, reward=near, include_resets=True,
+                    relabelling=Relabelling(original=0.0, final=1.0))
+    replay.add(with_reset(episode))
+    batch = replay.sample(400, np.random.default_rng(0), extras=("step",))
+    assert len(replay) == 10 and set(batch["step"]) == set(range(10))
+    assert (batch["goal"][:, 0] == 10.25).all()
+
+
+def test_numbers_become_float32_and_must_fit(episode):
+    one = episode(3)
+    wide = dataclasses.replace(one, observation=one.observation.astype(np.float64) + 1e-12)
+    replay = filled(episode, [2])
+    replay.add(wide)
+    assert replay.observations.dtype == np.float32
+    for name in ("observation", "action", "achieved", "desired"):
+        large = dataclasses.replace(one, **{name: getattr(one, name).astype(np.float64) + 1e39})
+        with pytest.raises(InvalidInputError, match="no finite float32"):
+            replay.add(large)
+    assert len(replay) == 5 and replay.episodes == 2
+    check(replay.sample(64, np.random.default_rng(0)), {0: 3})
+
+
+# -- images ---------------------------------------------------------------------------------------
+
+SHAPE = (4, 6, 3)
+
+
+def seen(episode, steps, number, per_state=1, spare=0):
+    """An episode with frames whose pixels say 40 x episode + frame; every ``per_state`` states
+    share one, and ``spare`` frames nobody saw lie in between."""
+    one = episode(steps, number)
+    index = (np.arange(steps + 1) // per_state) * (1 + spare)
+    frames = np.empty((index[-1] + 1, *SHAPE), np.uint8)
+    frames[:] = (40 * number + np.arange(len(frames)))[:, None, None, None]
+    one.images = {"front": Images(frames, index, np.zeros(len(frames)))}
+    return one
+
+
+def check_images(batch, per_state=1, spare=0):
+    for key, rows in (("images", "observation"), ("next_images", "next_observation")):
+        images = batch[key]["front"]
+        assert images.dtype == np.uint8 and images.shape == (len(batch["reward"]), *SHAPE)
+        assert images.flags.c_contiguous
+        number, step = batch[rows][:, 0] // 1000, batch[rows][:, 0] % 1000
+        expected = (40 * number + step // per_state * (1 + spare)).astype(np.uint8)
+        assert (images == expected[:, None, None, None]).all()
+
+
+@pytest.mark.parametrize(("per_state", "spare"), [(1, 0), (3, 0), (1, 2), (2, 1)])
+@pytest.mark.parametrize("memory_limit", [None, 0, 20_000])
+def test_images_are_those_of_the_states(episode, per_state, spare, memory_limit, tmp_path):
+    replay = Replay(4, 2, 3, discount=DISCOUNT, cameras={"front": SHAPE}, n_step=2,
+                    memory_limit=memory_limit, scratch=tmp_path)
+    lengths, rng = [5, 1, 9, 4], np.random.default_rng(0)
+    for number, steps in enumerate(lengths):
+        replay.add(seen(episode, steps, number, per_state, spare))
+        batch = replay.sample(300, rng, cameras=["front"])
+        check_images(batch, per_state, spare)
+    frames = sum(steps // per_state + 1 for steps in lengths)
+    assert replay.frame_bytes == frames * 72, "what nobody saw is not kept, nor anything twice"
+    assert "next_images" not in replay.sample(3, rng, cameras=["front"], next_images=False)
+    assert list(tmp_path.iterdir()) == [], "scratch files have no name"
+
+
+def test_frames_take_little_more_memory_than_they_are(episode):
+    shape, count = (48, 48, 3), 5_000
+    replay = Replay(4, 2, 3, discount=DISCOUNT, cameras={"front": shape})
+    one = episode(499)
+    one.images = {"front": Images.each(np.full((500, *shape), 7, np.uint8))}
+
+    def resident() -> int:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before, least = resident(), count * 48 * 48 * 3
+    for _ in range(count // 500):
+        replay.add(one)
+    assert replay.frame_bytes == least
+    assert resident() - before <= 1.05 * least + 1.5e6, "1.5 MB for everything else"
+
+
+def test_a_camera_that_is_missing_or_of_another_shape_is_named(episode):
+    replay = Replay(4, 2, 3, discount=DISCOUNT, cameras={"front": SHAPE, "side": SHAPE})
+    with pytest.raises(InvalidInputError, match="has no camera 'side'; it has front"):
+        replay.add(seen(episode, 3, 0))
+    other = seen(episode, 3, 0)
+    other.images["side"] = Images.each(np.zeros((4, 4, 6, 1), np.uint8))
+    with pytest.raises(InvalidInputError, match=r"of shape \(4, 6, 1\), should be \(4, 6, 3"):
+        replay.add(other)
+    assert replay.episodes == 0 and replay.frame_bytes == 0
+
+
+def test_latents_of_images_take_the_place_of_goals(episode):
+    replay = Replay(4, 0, 3, discount=DISCOUNT, reward=LatentReward(2.0),
+                    relabelling=Relabelling(original=0.5, future=0.5), cameras={"front": SHAPE})
+    bare = [dataclasses.replace(seen(episode, 6, number), achieved=np.zeros((7, 0), np.float32),
+                                desired=np.zeros(0, np.float32)) for number in range(4)]
+    replay.add_all(bare[:2])
+    replay.encode_goals(lambda frames: frames.reshape(len(frames), -1)[:, :2].astype(float) / 2,
+                        camera="front", reward=LatentReward(2.0), block=5)
+    replay.add_all(bare[2:])
+    batch = replay.sample(100, np.random.default_rng(0), extras=("episode", "step"))
+    ends = (40 * batch["episode"] + 6) / 2
+    assert np.array_equal(batch["goal"][:50, 0], ends[:50]), "the last state stands for the goal"
+    later = (batch["goal"][50:, 0] * 2 - 40 * batch["episode"][50:])
+    assert ((later > batch["step"][50:]) & (later <= 6)).all()
+    distance = np.abs((40 * batch["episode"] + batch["step"] + 1) / 2 - batch["goal"][:, 0])
+    assert np.array_equal(batch["reward"], (np.sqrt(2) * distance <= 2.0) - 1.0)
+    with pytest.raises(InvalidInputError, match="unknown camera 'side'; valid: front"):
+        replay.encode_goals(lambda frames: frames, camera="side", reward=near)
+    with pytest.raises(InvalidInputError, match="the task has none; give a camera"):
+        replay.encode_goals(lambda goals: goals, reward=near)
+
+
+# -- memory ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("memory_limit", [0, 3_000, 10_000])
+def test_what_is_beyond_the_memory_limit_reads_the_same(episode, memory_limit, tmp_path):
+    lengths = [7] * 80
+    small = Replay(4, 2, 3, discount=DISCOUNT, memory_limit=memory_limit, scratch=tmp_path,
+                   capacity=4)
+    small.add_all(episode(n, i) for i, n in enumerate(lengths))
+    large = filled(episode, lengths)
+    for seed in range(3):
+        one, two = (r.sample(200, np.random.default_rng(seed)) for r in (small, large))
+        assert all(np.array_equal(one[key], two[key]) for key in one)
+    assert small._scratch.used <= memory_limit and list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_and_loses_nothing(episode, tmp_path, monkeypatch):
+    replay = Replay(4, 2, 3, discount=DISCOUNT, memory_limit=5_000, scratch=tmp_path, capacity=4)
+    added = 0
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(InvalidInputError, match=r"no room for .* in the scratch folder: No s"):
+        for added in range(1000):
+            replay.add(episode(7, added))
+    assert 0 < replay.episodes == added and len(replay) == 7 * added
+    check(replay.sample(200, np.random.default_rng(0)), [7] * added)
+
+
+def test_a_batch_that_is_kept_is_not_written_to(episode):
+    replay = filled(episode, [50], Relabelling(original=0.5, future=0.5))
+    rng = np.random.default_rng(0)
+    kept, copies = [], []
+    for i in range(40):
+        batch = replay.sample(9_000, rng)
+        if i % 3:
+            # Any part of it counts: a view, a column, a buffer.
+            part = (batch["observation"][5:9], batch["action"].T, memoryview(batch["goal"]))[i % 3]
+            kept.append(part)
+            copies.append(np.array(part))
+    assert all(np.array_equal(np.asarray(a), b) for a, b in zip(kept, copies, strict=True))
+
+
+def test_a_batch_that_torch_shares_is_not_written_to(episode):
+    replay, rng = filled(episode, [50]), np.random.default_rng(0)
+    batch = replay.sample(9_000, rng)
+    tensor = torch.from_numpy(batch["observation"])
+    assert tensor.data_ptr() == batch["observation"].ctypes.data
+    before = tensor.clone()
+    del batch
+    for _ in range(20):
+        replay.sample(9_000, rng)
+    assert torch.equal(tensor, before)
+
+
+def test_memory_of_dropped_batches_is_used_again(episode):
+    replay, rng = filled(episode, [50]), np.random.default_rng(0)
+    addresses = set()
+    for _ in range(50):
+        addresses.add(replay.sample(9_000, rng)["observation"].ctypes.data)
+    assert len(addresses) <= 2
+
+
+# -- threads --------------------------------------------------------------------------------------
+
+
+def test_episodes_can_be_added_while_another_thread_samples(episode):
+    replay = Replay(4, 2, 3, discount=DISCOUNT, reward=near, capacity=1,
+                    relabelling=Relabelling(0.4, 0.1, 0.2, 0.1, 0.1, 0.1),
+                    cameras={"front": SHAPE})
+    replay.add(seen(episode, 4, 0))
+    lengths = [4] + [1 + i % 5 for i in range(1, 400)]
+    problems: list[BaseException] = []
+    sampled, done = [0, 0], threading.Event()
+
+    def read(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        try:
+            while not done.is_set():
+                batch = replay.sample(64, rng, cameras=["front"], extras=("episode", "step"))
+                check(batch, lengths)
+                number, step = batch["episode"], batch["step"]
+                assert np.array_equal(1000 * number + step, batch["observation"][:, 0])
+                front = batch["images"]["front"][:, 0, 0, 0]
+                assert np.array_equal(front, (40 * number + step).astype(np.uint8))
+                goals = batch["goal"][:, 0]
+                assert ((goals < 0) == (np.arange(64) < 26)).all()
+                sampled[seed] += 1
+        except BaseException as error:
+            problems.append(error)
+
+    readers = [threading.Thread(target=read, args=(seed,)) for seed in range(2)]
+    # Threads take turns a thousand times as often as usual.
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(5e-6)
+    try:
+        for reader in readers:
+            reader.start()
+        for number, steps in enumerate(lengths[1:], start=1):
+            replay.add(seen(episode, steps, number))
+            if number % 10 == 0:
+                before, limit = list(sampled), time.monotonic() + 20
+                while (not problems and time.monotonic() < limit
+                       and not all(a > b for a, b in zip(sampled, before, strict=True))):
+                    time.sleep(1e-4)
+    finally:
+        done.set()
+        for reader in readers:
+            reader.join()
+        sys.setswitchinterval(interval)
+    if problems:
+        raise problems[0]
+    assert min(sampled) >= 39
+    assert replay.episodes == 400 and len(replay) == sum(lengths)
+
+
+def test_several_threads_can_add(episode):
+    replay = filled(episode, [], capacity=1)
+    threads = [
+        threading.Thread(target=lambda k=k: replay.add_all(
+            episode(3, number) for number in range(k, 120, 4)))
+        for k in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert replay.episodes == 120
+    batch = replay.sample(4_000, np.random.default_rng(0))
+    check(batch, [3] * 120)
+    assert set(batch["observation"][:, 0] // 1000) == set(range(120))
+
+
+# -- mixing ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.25, 0.6, 1.0])
+def test_a_strict_share_is_kept_whatever_the_sizes(episode, fraction):
+    recorded, practice = filled(episode, [500]), filled(episode, [])
+    practice.add(episode(2, 7))
+    mixed = MixedReplay(recorded, practice, fraction, strict=True)
+    fresh = mixed.sample(60, np.random.default_rng(0))["observation"][:, 0] >= 7000
+    assert fresh.sum() == 60 * fraction
+
+
+def test_mixed_batches_have_extras_and_images(episode):
+    recorded, practice = (
+        Replay(4, 2, 3, discount=DISCOUNT, reward=near, cameras={"front": SHAPE},
+               relabelling=Relabelling(original=0.5, future=0.5)) for _ in range(2))
+    recorded.add(seen(episode, 5, 0))
+    practice.add(seen(episode, 5, 1))
+    batch = MixedReplay(recorded, practice, 0.5).sample(
+        40, np.random.default_rng(0), extras=("offset", "step"), cameras=["front"])
+    check_images(batch)
+    check(batch, [5, 5])
+    assert np.array_equal(batch["step"], batch["observation"][:, 0] % 1000)
+    # Each half has its own exact shares.
+    assert ((batch["offset"] > 0) == (np.arange(40) % 20 >= 10)).all()
+    assert ((batch["observation"][:, 0] >= 1000) == (np.arange(40) >= 20)).all()
+
+
+def test_buffers_of_other_sizes_cannot_be_mixed(episode):
+    other = Replay(5, 2, 3, discount=DISCOUNT)
+    other.add(episode(4, observation_dim=5))
+    with pytest.raises(InvalidInputError, match=r"sizes \(4, 2, 3, 2, .* and \(5, 2, 3, 2, "):
+        MixedReplay(filled(episode, [4]), other, 0.5).sample(8, np.random.default_rng(0))
