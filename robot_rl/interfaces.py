@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from robot_rl.errors import InvalidInputError
 from robot_rl.specs.robot import RobotSpec
 from robot_rl.specs.scene import SceneSpec
 
@@ -119,6 +120,45 @@ class Placement:
     gripper_opening: float = 0.0
     bodies: dict[str, tuple[Array, Array]] = field(default_factory=dict)
     joints: dict[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain numbers and lists, for JSON."""
+        return {
+            "tool_m": [float(x) for x in self.tool_m],
+            "yaw_rad": float(self.yaw_rad),
+            "gripper_opening": float(self.gripper_opening),
+            "bodies": {name: [[float(x) for x in position], [float(x) for x in quat]]
+                       for name, (position, quat) in self.bodies.items()},
+            "joints": {name: float(value) for name, value in self.joints.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, raw: Any) -> Placement:
+        """The placement that :meth:`as_dict` described.
+
+        Raises:
+            InvalidInputError: it does not describe one.
+        """
+        try:
+            placement = cls(
+                tool_m=np.array(raw["tool_m"], dtype=np.float64),
+                yaw_rad=float(raw["yaw_rad"]),
+                gripper_opening=float(raw["gripper_opening"]),
+                bodies={str(name): (np.array(position, np.float64), np.array(quat, np.float64))
+                        for name, (position, quat) in raw["bodies"].items()},
+                joints={str(name): float(value) for name, value in raw["joints"].items()},
+            )
+            parts = [placement.tool_m, np.array([placement.yaw_rad, placement.gripper_opening])]
+            parts += [np.array(list(placement.joints.values()))]
+            shapes = [placement.tool_m.shape == (3,)]
+            for position, quat in placement.bodies.values():
+                parts += [position, quat]
+                shapes += [position.shape == (3,), quat.shape == (4,)]
+            if not all(shapes) or not all(np.isfinite(part).all() for part in parts):
+                raise ValueError("shapes or values are off")
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise InvalidInputError(f"a start {str(raw)[:200]} is no placement ({error})") from None
+        return placement
 
 
 @runtime_checkable

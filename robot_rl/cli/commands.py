@@ -18,12 +18,12 @@ from robot_rl.envs.tasks import TASKS, list_tasks
 from robot_rl.errors import InvalidInputError, unknown_name
 from robot_rl.specs import list_robots, load_robot
 from robot_rl.training.checkpoint import read_info
-from robot_rl.training.collect import CollectConfig, collect, make_policy
+from robot_rl.training.collect import CollectConfig, collect
 from robot_rl.training.demo import DemoConfig, run_demo
-from robot_rl.training.evaluate import evaluate
+from robot_rl.training.judge import EvalConfig, judge, recorded_env
 from robot_rl.training.offline import PretrainConfig, pretrain, resume_pretrain
 from robot_rl.training.online import TrainConfig, resume_train, train
-from robot_rl.training.setup import EnvChoice, canonical_task, check_seed
+from robot_rl.training.setup import EnvChoice
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand."""
+    """A subcommand; one with ``actions`` has its own subcommands and runs the one that is named."""
 
     name: str
     summary: str
@@ -45,6 +45,7 @@ class Command:
     add_arguments: Callable[[Parser], None]
     run: Callable[[argparse.Namespace], Outcome]
     epilog: str = field(default="")
+    actions: tuple[Command, ...] = ()
 
 
 def _add_overwrite(parser: argparse.ArgumentParser) -> None:
@@ -54,11 +55,16 @@ def _add_overwrite(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _env(args: argparse.Namespace, checkpoint: str = "") -> EnvChoice:
-    """The environment that was asked for; what was not said, as where the checkpoint learned."""
-    learned = read_info(checkpoint).env if checkpoint else {}
-    inherited = ("robot", "backend", "control_hz")
-    known: dict[str, Any] = {name: learned[name] for name in inherited if name in learned}
+def _env(args: argparse.Namespace, checkpoint: str = "", data: str = "") -> EnvChoice:
+    """The environment that was asked for; what was not said, as where the checkpoint learned or
+    the data was recorded."""
+    known: dict[str, Any] = {}
+    if checkpoint:
+        learned = read_info(checkpoint).env
+        inherited = ("robot", "backend", "control_hz")
+        known = {name: learned[name] for name in inherited if name in learned}
+    elif data:
+        known = recorded_env(data)
     choice = EnvChoice(**{**known, **read_flags(args, EnvChoice)})
     if choice.robot not in list_robots():
         raise unknown_name("robot", choice.robot, list_robots())
@@ -223,29 +229,6 @@ def _train_run(args: argparse.Namespace) -> Outcome:
 # -- eval ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class EvalConfig:
-    """Options of evaluation."""
-
-    checkpoint: str = field(default="", metadata={"help": "run folder or checkpoint to evaluate"})
-    policy: str = field(default="", metadata={"help": "or a policy: scripted or random"})
-    quality: float = field(default=1.0, metadata={"help": "quality of the scripted policy, 0 to 1"})
-    episodes: int = field(default=20, metadata={"help": "episodes, each with a held-out goal"})
-    seed: int = field(default=0, metadata={"help": "seed of goals and starts"})
-    sample: bool = field(default=False, metadata={"help": "draw actions instead of taking the "
-                                                  "policy's mean"})
-    videos: int = field(default=0, metadata={"help": "episodes to film into --out"})
-    out: str = field(default="", metadata={"help": "folder for videos"})
-
-    def __post_init__(self) -> None:
-        for name, least in (("episodes", 1), ("seed", 0), ("videos", 0)):
-            if getattr(self, name) < least:
-                raise InvalidInputError(
-                    f"{name} is {getattr(self, name)}, should be at least {least}"
-                )
-        check_seed(self.seed)
-
-
 def _eval_arguments(parser: Parser) -> None:
     add_flags(parser, EvalConfig, title="evaluation")
     add_flags(parser, EnvChoice, title="environment")
@@ -253,62 +236,14 @@ def _eval_arguments(parser: Parser) -> None:
 
 def _eval_run(args: argparse.Namespace) -> Outcome:
     config = EvalConfig(**read_flags(args, EvalConfig))
-    if bool(config.checkpoint) == bool(config.policy):
-        raise InvalidInputError("give either --checkpoint or --policy")
-    if config.policy == "checkpoint":
-        raise InvalidInputError("give the checkpoint itself: --checkpoint PATH, without --policy")
-    if config.videos and not config.out:
-        raise InvalidInputError("--videos needs a folder: give --out")
-    choice = _env(args, config.checkpoint)
-    if config.checkpoint:
-        info = read_info(config.checkpoint)
-        task = choice.task or info.task
-        if not task:
-            raise InvalidInputError("the checkpoint does not say its task: give --task")
-        if info.task and canonical_task(task) != info.task:
-            raise InvalidInputError(
-                f"the agent was trained for the task {info.task}, not {canonical_task(task)}"
-            )
-        choice = dataclasses.replace(choice, task=task)
-    if not choice.task:
-        raise InvalidInputError(f"which task? give --task; valid: {', '.join(list_tasks())}")
-    choice = dataclasses.replace(choice, task=canonical_task(choice.task))
-    if config.videos:
-        _check_rendering(choice)
-    env = choice.make()
-    try:
-        policy = make_policy(config.policy or "checkpoint", env, quality=config.quality,
-                             seed=config.seed, checkpoint=config.checkpoint, sample=config.sample)
-        result = evaluate(env, policy, config.episodes, config.seed)
-    finally:
-        env.close()
-    values = result.as_dict()
-    if config.videos:
-        from robot_rl.report.video import record_videos
-
-        film = choice.make(render_mode="rgb_array")
-        try:
-            policy = make_policy(config.policy or "checkpoint", film, quality=config.quality,
-                                 seed=config.seed, checkpoint=config.checkpoint,
-                                 sample=config.sample)
-            paths = record_videos(film, policy, Path(config.out), config.videos, config.seed,
-                                  name="eval")
-        finally:
-            film.close()
-        values["videos"] = [str(path) for path in paths]
-    text = (f"success {result.success_rate:.3f} over {result.episodes} episodes, mean return "
-            f"{result.mean_return:.2f}, safety violations {result.safety_violations}")
+    env = _env(args, config.checkpoint, config.data)
+    values = judge(config, env)
+    text = (f"success {values['success_rate']:.3f} over {values['episodes']} episodes, mean return "
+            f"{values['mean_return']:.2f}, safety violations {values['safety_violations']}")
+    if "recorded_success_rate" in values:
+        text += (f"; the recording's success {values['recorded_success_rate']:.3f}, "
+                 f"{values['restored']} episodes began as recorded")
     return Outcome(values, text)
-
-
-def _check_rendering(choice: EnvChoice) -> None:
-    """That videos can be made is found out first, not after the episodes."""
-    env = choice.make(render_mode="rgb_array")
-    try:
-        env.reset(seed=0)
-        env.render()
-    finally:
-        env.close()
 
 
 # -- report -------------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ CORE_PACKAGES = {
     "numpy": "numpy",
     "torch": "torch",
     "gymnasium": "gymnasium",
+    "mcap": "mcap",
+    "lz4": "lz4",
     "safetensors": "safetensors",
     "pyyaml": "yaml",
     "tqdm": "tqdm",
@@ -400,6 +402,21 @@ def check_opencv() -> Check:
     return _import_check("OpenCV", "cv2", "opencv-python-headless", "report")
 
 
+def check_rosbags() -> Check:
+    """What reads ROS bags."""
+    return _import_check("rosbags", "rosbags.highlevel", "rosbags", "data")
+
+
+def check_hdf5() -> Check:
+    """What reads Minari, robomimic and D4RL data."""
+    return _import_check("h5py", "h5py", "h5py", "data")
+
+
+def check_parquet() -> Check:
+    """What reads LeRobot data."""
+    return _import_check("pyarrow", "pyarrow.parquet", "pyarrow", "data")
+
+
 def check_cyclonedds() -> Check:
     """The wheel that speaks ROS 2's wire format where ROS 2 is not installed."""
     return _import_check("cyclonedds", "cyclonedds", "cyclonedds", "ros")
@@ -532,6 +549,9 @@ def run_checks() -> list[Check]:
         ("matplotlib", check_matplotlib),
         ("tensorboard", check_tensorboard),
         ("OpenCV", check_opencv),
+        ("rosbags", check_rosbags),
+        ("h5py", check_hdf5),
+        ("pyarrow", check_parquet),
         ("ROS 2", check_ros2),
         ("ROS 1", check_ros1),
         ("cyclonedds", check_cyclonedds),

@@ -12,7 +12,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from robot_rl.cli import commands
+from robot_rl.cli import commands, data
+from robot_rl.cli.commands import Command
 from robot_rl.cli.flags import Parser
 from robot_rl.errors import InvalidInputError, RobotRLError
 from robot_rl.training.runs import Interrupted
@@ -22,6 +23,7 @@ a first session:
   robot-rl doctor                                  what works on this machine
   robot-rl demo                                    the whole story in ten minutes, with a report
   robot-rl collect --task Push --quality 0.5 --episodes 200 --out data/push
+  robot-rl data info data/push
   robot-rl pretrain --agent iql --data data/push --steps 20000 --out runs/push-iql
   robot-rl train --from runs/push-iql --env-steps 10000 --out runs/push-practice
   robot-rl eval --checkpoint runs/push-practice --backend pybullet --episodes 100
@@ -31,6 +33,7 @@ Every command takes --help and --json. Errors are one line on standard error; th
 2 for bad input or what is missing here, 1 for another failure, 130 when stopped by the user.
 """
 
+COMMANDS = (*commands.COMMANDS, data.COMMAND)
 
 _UNUSABLE_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
                   errno.EROFS)
@@ -45,18 +48,28 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
-    for command in commands.COMMANDS:
-        sub = subparsers.add_parser(
-            command.name, help=command.summary, description=command.description,
-            epilog=command.epilog,
-        )
-        sub.add_argument(
-            "--json", action="store_true",
-            help="print one JSON object as the last line of standard output",
-        )
-        sub.add_argument("--quiet", action="store_true", help="no progress bars")
-        command.add_arguments(sub)
+    for command in COMMANDS:
+        _add_command(subparsers, command)
     return parser
+
+
+def _add_command(subparsers: Any, command: Command) -> None:
+    sub = subparsers.add_parser(
+        command.name, help=command.summary, description=command.description,
+        epilog=command.epilog,
+    )
+    if command.actions:
+        actions = sub.add_subparsers(dest="action", metavar="ACTION", parser_class=Parser)
+        for action in command.actions:
+            _add_command(actions, action)
+        sub.set_defaults(json=False, quiet=False, help_text=sub.format_help)
+        return
+    sub.add_argument(
+        "--json", action="store_true",
+        help="print one JSON object as the last line of standard output",
+    )
+    sub.add_argument("--quiet", action="store_true", help="no progress bars")
+    command.add_arguments(sub)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _find(name: str) -> Callable[[argparse.Namespace], Any]:
-    for command in commands.COMMANDS:
+    for command in COMMANDS:
         if command.name == name:
             return command.run
     raise InvalidInputError(f"unknown command {name!r}")

@@ -174,11 +174,13 @@ class RobotEnv(gymnasium.Env[Any, Any]):
         self._goal: Array = np.zeros(self.goal_dim)
         self._goal32 = np.zeros(self.goal_dim, np.float32)
         self._goal_image: NDArray[np.uint8] | None = None
+        self._frame_stamps_s: dict[str, float] = {}
         self._bias = np.zeros(n_actions)
         self._steps = 0
         self._tick_s = 0.0
         self._ready = False
         self._view: TaskView | None = None
+        self._start: Placement | None = None
 
     # -- gymnasium --------------------------------------------------------------------------
 
@@ -200,6 +202,7 @@ class RobotEnv(gymnasium.Env[Any, Any]):
         start = options.get("start")
         if start is None:
             start = self.task.sample_start(rng, goal)
+        self._start = start
         self._goal = np.asarray(goal, dtype=np.float64)
         self._goal32 = self._goal.astype(np.float32)
         self._draw_randomization(rng)
@@ -285,6 +288,23 @@ class RobotEnv(gymnasium.Env[Any, Any]):
         if self._view is None:
             raise InvalidInputError("there is nothing to see before reset()")
         return self._view
+
+    def beginning(self) -> dict[str, Any]:
+        """Where the episode began, as JSON: ``goal`` and ``start``, from which ``reset`` can begin
+        it again (see its options)."""
+        start = None if self._start is None else self._start.as_dict()
+        return {"goal": [float(x) for x in self._goal], "start": start}
+
+    def stamps(self) -> dict[str, Any]:
+        """When the last observation was made, for a recorder.
+
+        ``stamp_s`` [s, the rig's clock] and, by key of the observation's parts, ``stamps_s``. They
+        are not in ``info``, which repeats exactly for the same seed; a clock does not.
+        """
+        parts = {"observation.state": self.safety.measured_at_s}
+        if self.obs_mode == "image":
+            parts |= {f"observation.images.{k}": v for k, v in self._frame_stamps_s.items()}
+        return {"stamp_s": self.rig.clock.now_s(), "stamps_s": parts}
 
     @property
     def step_m(self) -> float:
@@ -419,7 +439,9 @@ class RobotEnv(gymnasium.Env[Any, Any]):
         self._tick_s = self.rig.clock.now_s()
 
     def _render_cameras(self) -> NDArray[np.uint8]:
-        images = [self.rig.cameras[name].read(self.period_s).image for name in self.camera_names]
+        frames = {name: self.rig.cameras[name].read(self.period_s) for name in self.camera_names}
+        self._frame_stamps_s = {name: frame.stamp_s for name, frame in frames.items()}
+        images = [frame.image for frame in frames.values()]
         return images[0] if len(images) == 1 else np.concatenate(images, axis=2)
 
     def _observe(self) -> tuple[dict[str, NDArray[Any]], Array]:
@@ -433,6 +455,13 @@ class RobotEnv(gymnasium.Env[Any, Any]):
                 "achieved_goal": image.copy(),
                 "desired_goal": self._goal_image.copy(),
             }, achieved
+        return {
+            "observation": self._state(view),
+            "achieved_goal": achieved.astype(np.float32),
+            "desired_goal": self._goal32.copy(),
+        }, achieved
+
+    def _state(self, view: TaskView) -> NDArray[np.float32]:
         state = np.empty(self.state_dim, np.float32)
         state[:3] = view.tool_m
         state[3:6] = view.tool_velocity_m_s
@@ -445,11 +474,7 @@ class RobotEnv(gymnasium.Env[Any, Any]):
             state[k] = view.gripper_opening
             k += 1
         state[k:] = self.task.features(view)
-        return {
-            "observation": state,
-            "achieved_goal": achieved.astype(np.float32),
-            "desired_goal": self._goal32.copy(),
-        }, achieved
+        return state
 
     def _info(self, achieved: Array, executed: Array, limited: bool) -> dict[str, Any]:
         distance = float(self.task.distance(achieved, self._goal))
@@ -463,6 +488,7 @@ class RobotEnv(gymnasium.Env[Any, Any]):
             "safety_limited": counters.limited,
         }
         if self.obs_mode == "image":
+            info["state"] = self._state(self.last_view)
             info["achieved_state"] = np.array(achieved, dtype=np.float64)
             info["desired_state"] = self._goal.copy()
         return info

@@ -192,6 +192,11 @@ class SafetyFilter:
         self._watch(state.position_rad, state.velocity_rad_s)
         return self._measured_tool, self._measured_velocity
 
+    @property
+    def measured_at_s(self) -> float:
+        """When the arm was in the state that was measured last [s, the rig's clock]."""
+        return 0.0 if self._measured_at_s is None else self._measured_at_s
+
     def _state(self) -> JointState:
         state = self._arm.state(self.config.max_state_age_s)
         if not (np.isfinite(state.position_rad).all() and np.isfinite(state.velocity_rad_s).all()):

@@ -7,7 +7,8 @@ from typing import Any
 
 import gymnasium
 
-from robot_rl.data import DatasetInfo, DatasetWriter
+from robot_rl.data import DatasetWriter, RecordingOptions
+from robot_rl.data.frames import CODECS
 from robot_rl.envs.scripted import ScriptedPolicy
 from robot_rl.errors import InvalidInputError, unknown_name
 from robot_rl.training.checkpoint import load_agent
@@ -21,7 +22,7 @@ from robot_rl.training.evaluate import (
     unwrap,
 )
 from robot_rl.training.runs import StopFlag, progress
-from robot_rl.training.setup import EnvChoice, canonical_task, check_seed
+from robot_rl.training.setup import EnvChoice, canonical_task, check_seed, dataset_info
 
 POLICIES = ("scripted", "random", "checkpoint")
 
@@ -41,11 +42,15 @@ class CollectConfig:
     episodes: int = field(default=50, metadata={"help": "episodes to record"})
     seed: int = field(default=0, metadata={"help": "seed of goals, starts and slips"})
     obs: str = field(default="state", metadata={"help": "observations: state or image"})
+    image_format: str = field(default="raw", metadata={"help": "how images are kept: raw and png "
+                                                       "are exact, jpeg is smallest"})
     out: str = field(default="", metadata={"help": "folder of the recording, new or empty"})
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise unknown_name("policy", self.policy, POLICIES)
+        if self.image_format not in CODECS:
+            raise unknown_name("image format", self.image_format, CODECS)
         if self.episodes < 1:
             raise InvalidInputError(f"episodes is {self.episodes}, should be at least 1")
         check_seed(self.seed)
@@ -112,26 +117,17 @@ def collect(
                              checkpoint=config.checkpoint, sample=config.sample)
         # What cannot start, for want of graphics say, must not leave a folder behind.
         world.reset(seed=config.seed)
-        space = world.observation_space
-        info = DatasetInfo(
-            task=env.task,
-            observation_shape=tuple(space["observation"].shape),  # type: ignore[index]
-            goal_dim=int(world.unwrapped.goal_dim)  # type: ignore[attr-defined]
-            if unwrap(world) is not None
-            else 0,
-            action_dim=int(world.action_space.shape[0]),  # type: ignore[index]
-            env=env.as_dict(),
-            config=asdict(config),
-        )
-        writer = DatasetWriter(config.out, info, overwrite=overwrite)
+        info = dataset_info(env, world, asdict(config))
+        options = RecordingOptions(config.image_format)
         steps = successes = 0
-        with StopFlag().watching() as flag, progress(
+        with DatasetWriter(
+            config.out, info, overwrite=overwrite, options=options
+        ) as writer, StopFlag().watching() as flag, progress(
             config.episodes, f"collect {env.task}", "episode", quiet=quiet
         ) as bar:
             while writer.count < config.episodes and not flag.stop:
                 seed = training_seed(10_000 * config.seed) if writer.count == 0 else None
-                episode, _ = run_episode(world, policy, seed=seed)
-                writer.append(episode)
+                episode, _ = run_episode(world, policy, seed=seed, log=writer)
                 steps += len(episode)
                 successes += bool(episode.success[-1])
                 bar.update()

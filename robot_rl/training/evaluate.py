@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robot_rl.agents.base import Agent
-from robot_rl.data.episodes import Episode, EpisodeRecorder
+from robot_rl.data import DatasetWriter, Episode, EpisodeRecorder
 from robot_rl.envs.robot_env import RobotEnv
 from robot_rl.envs.scripted import ScriptedPolicy
 
@@ -92,28 +92,47 @@ def run_episode(
     policy: Policy,
     *,
     seed: int | None = None,
+    options: dict[str, Any] | None = None,
     on_step: Callable[[], None] | None = None,
     max_steps: int | None = None,
+    log: DatasetWriter | None = None,
 ) -> tuple[Episode, dict[str, Any]]:
-    """One episode; returns it and the last ``info``."""
-    observation, info = env.reset(seed=seed)
+    """One episode; returns it and the last ``info``.
+
+    With ``log`` it is recorded step by step and committed when it returns; an episode that an
+    error cuts off stays behind as one that can be repaired.
+    """
+    observation, info = env.reset(seed=seed, options=options)
     policy.reset()
-    recorder = EpisodeRecorder()
-    recorder.start(observation, info)
+    inner = unwrap(env)
+    metadata = {} if inner is None else inner.beginning()
+    live = None if log is None else log.begin(metadata)
+    recorder = EpisodeRecorder(live, inner.camera_names if inner is not None else ())
+    recorder.start(observation, _stamped(inner, info))
     if on_step is not None:
         on_step()
     steps = 0
     while True:
-        action = policy.act(observation)
+        # What is sent is what is recorded, to the bit.
+        action = np.asarray(policy.act(observation), dtype=np.float32)
         observation, reward, terminated, truncated, info = env.step(action)
         steps += 1
         if max_steps is not None and steps >= max_steps and not terminated:
             truncated = True
-        recorder.add(action, observation, float(reward), terminated, truncated, info)
+        recorder.add(action, observation, float(reward), terminated, truncated,
+                     _stamped(inner, info))
         if on_step is not None:
             on_step()
         if terminated or truncated:
-            return recorder.finish(), info
+            episode = recorder.finish()
+            episode.metadata = metadata
+            if live is not None:
+                live.commit()
+            return episode, info
+
+
+def _stamped(env: RobotEnv | None, info: dict[str, Any]) -> dict[str, Any]:
+    return info if env is None else {**info, **env.stamps()}
 
 
 def training_seed(seed: int) -> int:
@@ -130,27 +149,28 @@ def evaluate(
     on_episode: Callable[[int, Episode], None] | None = None,
 ) -> EvalResult:
     """Run ``episodes`` episodes on goals that follow from ``seed`` alone."""
-    successes, any_successes, violations, steps = 0, 0, 0, 0
-    returns, distances = [], []
+    done, infos = [], []
     for i in range(episodes):
         episode, info = run_episode(env, policy, seed=HELD_OUT + 10_000 * seed + i)
-        successes += bool(episode.success[-1])
-        any_successes += bool(episode.success.any())
-        violations += int(info.get("safety_violations", 0))
-        steps += len(episode)
-        returns.append(float(episode.reward.sum()))
-        if "distance" in info:
-            distances.append(float(info["distance"]))
+        done.append(episode)
+        infos.append(info)
         if on_episode is not None:
             on_episode(i, episode)
+    return summarise(done, infos)
+
+
+def summarise(episodes: list[Episode], infos: list[dict[str, Any]]) -> EvalResult:
+    """Means over episodes, each with its last ``info``."""
+    count = len(episodes)
+    distances = [float(info["distance"]) for info in infos if "distance" in info]
     return EvalResult(
-        episodes=episodes,
-        success_rate=successes / episodes,
-        success_any_rate=any_successes / episodes,
-        mean_return=float(np.mean(returns)),
+        episodes=count,
+        success_rate=sum(bool(e.success[-1]) for e in episodes) / count,
+        success_any_rate=sum(bool(e.success.any()) for e in episodes) / count,
+        mean_return=float(np.mean([float(e.reward.sum()) for e in episodes])),
         mean_final_distance=float(np.mean(distances)) if distances else None,
-        safety_violations=violations,
-        steps=steps,
+        safety_violations=sum(int(info.get("safety_violations", 0)) for info in infos),
+        steps=sum(len(e) for e in episodes),
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from robot_rl.agents import AGENTS
 from robot_rl.agents.base import Agent, Batch
-from robot_rl.data import Relabelling, load_dataset
+from robot_rl.data import Relabelling
 from robot_rl.data.replay import Sampler
 from robot_rl.envs.external import is_external
 from robot_rl.envs.tasks import make_task
@@ -27,6 +27,14 @@ from robot_rl.training.checkpoint import (
 )
 from robot_rl.training.compute import set_threads, use_threads
 from robot_rl.training.evaluate import AgentPolicy, evaluate
+from robot_rl.training.recorded import (
+    IMPORTED,
+    fit_normalizer,
+    goal_functions,
+    imported,
+    load_replay,
+    recorded_info,
+)
 from robot_rl.training.runs import (
     RateMeter,
     RunFolder,
@@ -38,9 +46,7 @@ from robot_rl.training.setup import (
     canonical_task,
     check_seed,
     default_relabelling,
-    make_replay,
     new_agent,
-    prepare_episodes,
     read_options,
 )
 
@@ -50,8 +56,13 @@ class PretrainConfig:
     """Options of pretraining."""
 
     agent: str = field(default="iql", metadata={"help": "agent, see `robot-rl list`"})
-    data: str = field(default="", metadata={"help": "recorded episodes: a folder that collect "
-                                            "made, or a plain npz of demonstrations"})
+    data: str = field(default="", metadata={"help": "recorded episodes: a folder that collect, "
+                                            "record or import made, a plain npz, or a ROS bag, "
+                                            "LeRobot or Minari data, which is imported first"})
+    map: str = field(default="", metadata={"help": "YAML that says which topics of a bag (or parts "
+                                           "of other data) become which keys"})
+    rate: float = field(default=0.0, metadata={"help": "control rate [Hz] to resample a bag to; 0: "
+                                               "as recorded, or as the mapping says"})
     steps: int = field(default=20_000, metadata={"help": "updates to make in all"})
     seed: int = field(default=0, metadata={"help": "seed of everything random"})
     out: str = field(default="", metadata={"help": "folder of the run, new or empty"})
@@ -69,7 +80,8 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("seed", 0), ("eval_every", 0), ("eval_episodes", 0),
-                            ("checkpoint_every", 1), ("log_every", 1), ("threads", 1)):
+                            ("checkpoint_every", 1), ("log_every", 1), ("threads", 1),
+                            ("rate", 0)):
             if getattr(self, name) < least:
                 raise InvalidInputError(
                     f"{name} is {getattr(self, name)}, should be at least {least}"
@@ -113,29 +125,37 @@ def pretrain(
         raise InvalidInputError("pretraining needs recorded episodes: give --data")
     if not config.out:
         raise InvalidInputError("pretraining needs a folder for the run: give --out")
-    info, episodes = load_dataset(config.data)
+    with imported(config.data, config.out, mapping=config.map, rate_hz=config.rate,
+                  task=config.task, quiet=quiet) as folder:
+        return _pretrain(config, folder, env, agent_overrides or {}, relabelling, overwrite, quiet)
+
+
+def _pretrain(
+    config: PretrainConfig,
+    folder: Path | None,
+    env: EnvChoice | None,
+    overrides: dict[str, Any],
+    relabelling: Relabelling | None,
+    overwrite: bool,
+    quiet: bool,
+) -> dict[str, Any]:
+    data = folder or Path(config.data)
+    info = recorded_info(data)
     task = config.task or info.task
     if task:
         task = canonical_task(task)
     if info.task and task != info.task:
         raise InvalidInputError(f"the data is of the task {info.task}, not {task}")
-    episodes = prepare_episodes(task, episodes)
-    if len(info.observation_shape) != 1:
-        raise InvalidInputError(
-            f"agents learn from state observations; {config.data} has observations of shape "
-            f"{info.observation_shape}"
-        )
     env = env or EnvChoice(task=task, **_known_env(info.env))
     agent = new_agent(
         config.agent,
         sizes=(info.observation_shape[0], info.goal_dim, info.action_dim),
-        overrides=agent_overrides or {},
+        overrides=overrides,
         seed=config.seed,
         device=config.device,
-        fit=episodes,
     )
-    relabelling = relabelling or default_relabelling(config.agent, info.goal_dim)
-    make_replay(agent, task, relabelling, episodes[:1])
+    rewarded = goal_functions(task, info)[0] is not None
+    relabelling = relabelling or default_relabelling(config.agent, info.goal_dim if rewarded else 0)
     if config.eval_episodes and not task:
         raise InvalidInputError("evaluation needs the data's task: give --task")
     if task and not is_external(task) and info.goal_dim != make_task(task).goal_dim:
@@ -145,11 +165,14 @@ def pretrain(
         )
     if config.eval_episodes:
         _check_sizes(env, agent)
+    replay = load_replay(data, task, relabelling, agent.config.discount)
+    fit_normalizer(agent, replay)
     run = RunFolder.create(
         config.out,
         {
             "kind": "pretrain",
             "pretrain": {**asdict(config), "data": str(Path(config.data).resolve()),
+                         "map": str(Path(config.map).resolve()) if config.map else "",
                          "task": task},
             "agent": asdict(agent.config),
             "relabelling": asdict(relabelling),
@@ -157,7 +180,8 @@ def pretrain(
         },
         overwrite=overwrite,
     )
-    replay = make_replay(agent, task, relabelling, episodes)
+    if folder is not None:
+        folder.rename(run.path / IMPORTED)
     description = describe(agent, task=task, env=env.as_dict(), seed=config.seed)
     rng = np.random.default_rng([config.seed, 1])
     return _loop(config, run, agent, description, replay, rng, env, 0, quiet)
@@ -183,8 +207,9 @@ def resume_pretrain(
         raise InvalidInputError(
             f"steps is {config.steps}; {run_path} has made {trainer['step']} updates already"
         )
-    _, episodes = load_dataset(config.data)
-    replay = make_replay(agent, config.task, relabelling, prepare_episodes(config.task, episodes))
+    data = Path(run_path) / IMPORTED
+    replay = load_replay(data if data.is_dir() else config.data, config.task, relabelling,
+                         agent.config.discount)
     rng = np.random.default_rng()
     restore_generator(rng, trainer["rng"], checkpoint)
     run = RunFolder.reopen(run_path, trainer["metrics_bytes"], trainer["step"])

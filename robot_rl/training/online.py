@@ -18,13 +18,11 @@ import numpy as np
 from robot_rl.agents import AGENTS
 from robot_rl.agents.base import Agent
 from robot_rl.data import (
-    DatasetInfo,
     DatasetWriter,
     Episode,
     MixedReplay,
     Relabelling,
     Replay,
-    load_dataset,
 )
 from robot_rl.errors import InvalidInputError, unknown_name
 from robot_rl.training.checkpoint import (
@@ -47,15 +45,21 @@ from robot_rl.training.evaluate import (
     training_seed,
 )
 from robot_rl.training.offline import update_block
+from robot_rl.training.recorded import (
+    IMPORTED,
+    fit_normalizer,
+    goal_functions,
+    load_replay,
+    recorded_info,
+)
 from robot_rl.training.runs import RateMeter, RunFolder, StopFlag, progress, read_config
 from robot_rl.training.setup import (
     EnvChoice,
     canonical_task,
     check_seed,
+    dataset_info,
     default_relabelling,
-    make_replay,
     new_agent,
-    prepare_episodes,
     read_options,
 )
 
@@ -152,13 +156,14 @@ def train(
     """
     set_threads(config.threads, config.device)
     agent, env, data = _starting_point(config, env, agent_overrides or {})
-    recorded = _load_recorded(data, env.task)
+    _check_recorded(data, env.task)
     world = env.make()
     try:
         sizes = _sizes(world)
+        fresh = agent is None
         if agent is None:
             agent = new_agent(config.agent, sizes=sizes, overrides=agent_overrides or {},
-                              seed=config.seed, device=config.device, fit=recorded)
+                              seed=config.seed, device=config.device)
         found = (agent.observation_dim, agent.goal_dim, agent.action_dim)
         if found != sizes:
             raise InvalidInputError(
@@ -166,7 +171,9 @@ def train(
                 f"has {sizes}"
             )
         relabelling = relabelling or default_relabelling(agent.name, agent.goal_dim)
-        offline = make_replay(agent, env.task, relabelling, recorded)
+        offline = _offline(agent, data, env.task, relabelling)
+        if fresh and len(offline):
+            fit_normalizer(agent, offline)
         run = RunFolder.create(
             config.out,
             {
@@ -181,7 +188,7 @@ def train(
             },
             overwrite=overwrite,
         )
-        online = make_replay(agent, env.task, relabelling, [])
+        online = _online(agent, env.task, relabelling, [])
         practice = _Practice(
             config=config,
             run=run,
@@ -192,9 +199,7 @@ def train(
             sampler=MixedReplay(offline, online, config.online_fraction),
             rng=np.random.default_rng([config.seed, 2]),
             writer=DatasetWriter(
-                run.path / "practice",
-                DatasetInfo(task=env.task, observation_shape=(sizes[0],), goal_dim=sizes[1],
-                            action_dim=sizes[2], env=env.as_dict()),
+                run.path / "practice", dataset_info(env, world, asdict(config))
             ),
         )
         return _loop(practice, quiet)
@@ -249,9 +254,10 @@ def resume_train(
         raise InvalidInputError(
             f"env_steps is {config.env_steps}; {run_path} has practised {trainer['step']} already"
         )
-    offline = make_replay(agent, env.task, relabelling, _load_recorded(config.data, env.task))
+    _check_recorded(config.data, env.task)
+    offline = _offline(agent, config.data, env.task, relabelling)
     writer, episodes = DatasetWriter.reopen(Path(run_path) / "practice", trainer["episodes"])
-    online = make_replay(agent, env.task, relabelling, episodes)
+    online = _online(agent, env.task, relabelling, episodes)
     world = env.make()
     try:
         # The environment's generator is made at the first reset; its state is then put back.
@@ -317,6 +323,7 @@ def _loop(practice: _Practice, quiet: bool) -> dict[str, Any]:
     finally:
         judge.close()
         run.close()
+        practice.writer.close()
     return {
         "env_steps": practice.step,
         "episodes": practice.episodes,
@@ -335,9 +342,8 @@ def _episode(practice: _Practice) -> Episode:
         seed = int(practice.rng.integers(0, 2**31))
         policy = RandomPolicy(agent.action_dim, seed)
     episode, _ = run_episode(
-        practice.env, policy, max_steps=config.env_steps - practice.step
+        practice.env, policy, max_steps=config.env_steps - practice.step, log=practice.writer
     )
-    practice.writer.append(episode)
     practice.online.add(episode)
     practice.step += len(episode)
     practice.episodes += 1
@@ -401,6 +407,8 @@ def _inherit_env(env: EnvChoice, source: AgentInfo) -> EnvChoice:
 def _data_of(run: str) -> str:
     checkpoint = find_checkpoint(run)
     for folder in (Path(run), checkpoint.parent.parent):
+        if (folder / IMPORTED / "dataset.json").is_file():
+            return str(folder / IMPORTED)
         if (folder / "config.json").is_file():
             raw = read_config(folder)
             data = raw.get(raw.get("kind", ""), {}).get("data", "")
@@ -413,10 +421,31 @@ def _data_of(run: str) -> str:
     return ""
 
 
-def _load_recorded(data: str, task: str) -> list[Episode]:
+def _check_recorded(data: str, task: str) -> None:
     if not data:
-        return []
-    info, episodes = load_dataset(data)
+        return
+    info = recorded_info(data)
     if info.task and task and info.task != task:
         raise InvalidInputError(f"the data {data} is of the task {info.task}, not {task}")
-    return prepare_episodes(task, episodes)
+
+
+def _offline(agent: Agent, data: str, task: str, relabelling: Relabelling) -> Replay:
+    if not data:
+        return _online(agent, task, relabelling, [])
+    replay = load_replay(data, task, relabelling, agent.config.discount)
+    expected = (agent.observation_dim, agent.goal_dim, agent.action_dim)
+    if replay.sizes != expected:
+        raise InvalidInputError(
+            f"the data {data} has observation, goal and action sizes {replay.sizes}, the agent "
+            f"{expected}"
+        )
+    return replay
+
+
+def _online(
+    agent: Agent, task: str, relabelling: Relabelling, episodes: list[Episode]
+) -> Replay:
+    reward = goal_functions(task, None)[0] if relabelling.changes_goals else None
+    replay = Replay(agent.observation_dim, agent.goal_dim, agent.action_dim,
+                    discount=agent.config.discount, relabelling=relabelling, reward=reward)
+    return replay.add_all(episodes)

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import gymnasium
-import numpy as np
 
 from robot_rl.agents import make_agent
 from robot_rl.agents.base import Agent
-from robot_rl.data import Episode, Relabelling, Replay
-from robot_rl.data.replay import RewardFunction
-from robot_rl.envs.external import apply_rule, is_external, make_external
+from robot_rl.data import DatasetInfo, Relabelling
+from robot_rl.envs.external import is_external, make_external
 from robot_rl.envs.factory import make_env
 from robot_rl.envs.tasks import make_task
 from robot_rl.errors import InvalidInputError
+from robot_rl.training.evaluate import unwrap
 from robot_rl.training.runs import read_config
 
 C = TypeVar("C")
@@ -63,6 +62,34 @@ class EnvChoice:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
+def dataset_info(
+    env: EnvChoice, world: gymnasium.Env[Any, Any], config: dict[str, Any]
+) -> DatasetInfo:
+    """What a recording of ``world``, made from ``env``, is of."""
+    from robot_rl import __version__
+
+    inner = unwrap(world)
+    space = world.observation_space
+    cameras: dict[str, tuple[int, int, int]] = {}
+    if inner is not None and inner.obs_mode == "image":
+        height, width = space["observation"].shape[:2]  # type: ignore[index]
+        cameras = dict.fromkeys(inner.camera_names, (height, width, 3))
+    return DatasetInfo(
+        task=env.task,
+        observation_shape=(inner.state_dim,) if inner is not None
+        else tuple(space["observation"].shape),  # type: ignore[index]
+        goal_dim=inner.goal_dim if inner is not None
+        else int(space["desired_goal"].shape[0]),  # type: ignore[index]
+        action_dim=int(world.action_space.shape[0]),  # type: ignore[index]
+        env=env.as_dict(),
+        config=config,
+        robot=env.robot if inner is not None else "",
+        rate_hz=env.control_hz if inner is not None else 0.0,
+        cameras=cameras,
+        software=f"robot_rl {__version__}",
+    )
+
+
 def check_seed(seed: int) -> None:
     """Raise InvalidInputError unless every generator here takes ``seed``."""
     if not 0 <= seed < 2**31:
@@ -74,21 +101,11 @@ def canonical_task(task: str) -> str:
     return task if is_external(task) else make_task(task).name
 
 
-def reward_function(task: str) -> RewardFunction | None:
-    """The task's own reward of (achieved, desired), or None for a task without goals."""
-    return None if is_external(task) or not task else make_task(task).reward
-
-
 def default_relabelling(agent: str, goal_dim: int) -> Relabelling:
     """Goals as recorded for cloning; for the others a mixture that teaches reaching anything."""
     if agent == "bc" or goal_dim == 0:
         return Relabelling()
     return Relabelling(original=0.3, future=0.5, random=0.2)
-
-
-def prepare_episodes(task: str, episodes: list[Episode]) -> list[Episode]:
-    """Recorded episodes with the rewards of ``task``."""
-    return apply_rule(task, episodes) if is_external(task) else episodes
 
 
 def read_options(
@@ -112,22 +129,6 @@ def read_options(
         raise InvalidInputError(f"{run_path}: config.json is damaged ({error})") from None
 
 
-def make_replay(
-    agent: Agent, task: str, relabelling: Relabelling, episodes: list[Episode]
-) -> Replay:
-    """A replay buffer of these episodes, with the agent's sizes and discount."""
-    reward = reward_function(task) if agent.goal_dim else None
-    replay = Replay(
-        agent.observation_dim,
-        agent.goal_dim,
-        agent.action_dim,
-        discount=agent.config.discount,
-        relabelling=relabelling,
-        reward=reward,
-    )
-    return replay.add_all(episodes)
-
-
 def new_agent(
     name: str,
     *,
@@ -135,11 +136,10 @@ def new_agent(
     overrides: dict[str, Any],
     seed: int,
     device: str,
-    fit: list[Episode],
 ) -> Agent:
-    """An agent of (observation, goal, action) ``sizes``, normalised on the episodes ``fit``."""
+    """An agent of (observation, goal, action) ``sizes``."""
     observation_dim, goal_dim, action_dim = sizes
-    agent = make_agent(
+    return make_agent(
         name,
         observation_dim=observation_dim,
         goal_dim=goal_dim,
@@ -148,8 +148,3 @@ def new_agent(
         seed=seed,
         device=device,
     )
-    if fit:
-        observations = np.concatenate([e.observation for e in fit])
-        goals = np.concatenate([np.concatenate([e.achieved, e.desired[None]]) for e in fit])
-        agent.fit_normalizer(observations, goals if goal_dim else None)
-    return agent

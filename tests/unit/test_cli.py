@@ -93,8 +93,11 @@ def test_collect_images(capsys, tmp_path):
     value = run(capsys, "collect", "--task", "Push", "--obs", "image", "--episodes", "1",
                 "--backend", "pybullet", "--out", str(tmp_path / "d"))
     _, (episode,) = load_dataset(value["path"])
-    assert episode.observation.shape == (51, 48, 48, 3) and episode.observation.dtype == np.uint8
-    assert episode.achieved.shape == (51, 2)
+    assert episode.images["front"].frames.shape == (51, 48, 48, 3)
+    assert episode.images["goal.front"].frames.shape == (1, 48, 48, 3)
+    assert episode.observation.shape == (51, 13) and episode.achieved.shape == (51, 2)
+    assert np.array_equal(np.diff(episode.images["front"].index), np.ones(50))
+    assert np.allclose(np.diff(episode.stamp_s), 0.1) and np.allclose(episode.rate_hz, 10.0)
 
 
 def test_pretrain(capsys, tmp_path, home):
