@@ -37,7 +37,7 @@ from robot_rl.data.frames import (
     seconds_of,
     stamp_ns,
 )
-from robot_rl.data.layout import ROW_SCHEMA, Field, RowLayout, is_name
+from robot_rl.data.layout import MAX_FIELDS, ROW_SCHEMA, Field, RowLayout, is_name
 from robot_rl.errors import InvalidInputError
 
 EPISODE_TOPIC = "/episode"
@@ -454,6 +454,8 @@ class _Reader:
             not isinstance(value.get("cameras"), dict)
         ):
             raise InvalidInputError("the description of its arrays is not one")
+        if max(len(value["fields"]), len(value["cameras"])) > MAX_FIELDS:
+            raise InvalidInputError(f"it describes over {MAX_FIELDS} arrays")
         layout = RowLayout([Field.from_dict(f) for f in value["fields"]])
         self._record = np.dtype({
             "names": ["opcode", "length", "channel", "row"],

@@ -28,7 +28,7 @@ _ROS_TYPES = {
     "float16": "uint16",
 }
 _MAX_ROW_BYTES = 16 << 20
-_MAX_FIELDS = 4096
+MAX_FIELDS = 4096
 _MAX_KEY = 200
 
 Rows = Literal["state", "step"]
@@ -89,9 +89,9 @@ class RowLayout:
                                     f"{', '.join(keys)}")
         self.fields = fields
         # The message starts behind a header of 4 bytes; numbers are aligned to their own size.
-        if len(fields) > _MAX_FIELDS:
+        if len(fields) > MAX_FIELDS:
             raise InvalidInputError(f"an episode has {len(fields)} arrays, the limit is "
-                                    f"{_MAX_FIELDS}")
+                                    f"{MAX_FIELDS}")
         offset = 4 + 8
         names, offsets = [INDEX], [4]
         formats: list[np.dtype[Any]] = [np.dtype("<i8")]

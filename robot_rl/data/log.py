@@ -340,7 +340,8 @@ def episode_of(contents: FileContents, where: str, *, partial: bool = False) -> 
             raise InvalidInputError(f"dataset: {where}: {len(rows) - 1} steps are there, "
                                     f"{(commit or {}).get('steps')} were committed")
         for name, frames in contents.frames.items():
-            committed = (commit.get("frames") or {}).get(name)
+            said = commit.get("frames")
+            committed = said.get(name) if isinstance(said, dict) else None
             if committed != len(frames):
                 raise InvalidInputError(f"dataset: {where}: {len(frames)} frames of camera "
                                         f"{name} are there, {committed} were committed")

@@ -25,6 +25,7 @@ from robot_rl.data.episodes import (
 )
 from robot_rl.data.files import read_json
 from robot_rl.data.log import EpisodeFile, Log, load_dataset, open_log
+from robot_rl.data.verify import _gaps
 from robot_rl.errors import InvalidInputError
 
 # Shares that the index does not tell are read from at most this many episodes and bytes.
@@ -185,7 +186,7 @@ def summarize(path: str | Path) -> dict[str, Any]:
     """What ``robot-rl data info`` says of the dataset at ``path``, ready for JSON.
 
     ``episodes``, ``steps``, ``keys``, ``success_rate`` (of last steps; None without episodes) and
-    ``complete`` (nothing is interrupted, being recorded or unreadable) among others; an
+    ``complete`` (nothing is interrupted, being recorded, unreadable or missing) among others; an
     unreadable episode is listed and counts nowhere else.
 
     Raises:
@@ -200,6 +201,7 @@ def summarize(path: str | Path) -> dict[str, Any]:
     named = (key for keys in dict.fromkeys(entry.keys for entry in good) for key in keys)
     recording = log.recording is not None if log else False
     leftovers = [str(part) for part in log.leftovers] if log else []
+    missing = _gaps(log.path, log.files) if log else []
     times = [entry.recorded_at for entry in good if entry.recorded_at]
     return {
         "path": str(source.path),
@@ -207,7 +209,7 @@ def summarize(path: str | Path) -> dict[str, Any]:
         "steps": sum(entry.steps for entry in good),
         "keys": [key for key in dict.fromkeys(named) if key not in hollow],
         "success_rate": _mean([entry.success for entry in good]),
-        "complete": not (recording or leftovers or bad),
+        "complete": not (recording or leftovers or bad or missing),
         "task": info.task,
         "robot": info.robot,
         "rate_hz": _finite(info.rate_hz) or 0.0,
@@ -224,6 +226,7 @@ def summarize(path: str | Path) -> dict[str, Any]:
         "recorded_to": _iso(max(times)) if times else None,
         "recording": recording,
         "interrupted": leftovers,
+        "missing": [[first, last] for first, last in missing],
         "unreadable": [{"episode": entry.number, "error": entry.problem} for entry in bad],
         "bytes": _bytes(source.path),
         "software": info.software,

@@ -524,10 +524,8 @@ def _whole_rows(contents: FileContents) -> NDArray[Any] | None:
         return None
     for name in contents.cameras:
         key = f"{IMAGES}{name}"
-        if key in (rows.dtype.names or ()):
-            seen = np.asarray(rows[key]).reshape(len(rows), -1)
-            there = len(contents.encoded.get(name, []))
-            missing = np.flatnonzero((seen >= there).any(axis=1))
+        if key in (rows.dtype.names or ()) and rows[key].ndim == 1:
+            missing = np.flatnonzero(rows[key] >= len(contents.encoded.get(name, [])))
             rows = rows[: int(missing[0])] if len(missing) else rows
     return rows if len(rows) >= 2 else None
 

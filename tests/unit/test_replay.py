@@ -587,6 +587,20 @@ def test_what_is_beyond_the_memory_limit_reads_the_same(episode, memory_limit, t
     assert small._scratch.used <= memory_limit and list(tmp_path.iterdir()) == []
 
 
+def test_all_cameras_together_keep_to_the_memory_limit(episode, tmp_path):
+    replay = Replay(4, 2, 3, discount=DISCOUNT, memory_limit=60_000, scratch=tmp_path,
+                    cameras={"front": SHAPE, "side": SHAPE}, capacity=400)
+    for number in range(4):
+        one = seen(episode, 99, number)
+        one.images["side"] = one.images["front"]
+        replay.add(one)
+    in_memory = {name: frames.segments[-1][0] for name, frames in replay._frames.items()}
+    assert all(0 <= count < 400 for count in in_memory.values()), "the rest is in files"
+    assert sum(in_memory.values()) > 100
+    assert sum(in_memory.values()) * 72 < replay._scratch.used <= 60_000
+    check_images(replay.sample(300, np.random.default_rng(0), cameras=["front"]))
+
+
 def test_a_full_disk_is_told_and_loses_nothing(episode, tmp_path, monkeypatch):
     replay = Replay(4, 2, 3, discount=DISCOUNT, memory_limit=5_000, scratch=tmp_path, capacity=4)
     added = 0
