@@ -167,6 +167,9 @@ def _completeness(values: dict[str, Any]) -> str:
     for key, what in (("interrupted", "interrupted recordings"), ("unreadable", "unreadable")):
         if values[key]:
             parts.append(f"{len(values[key])} {what}")
+    if values["missing"]:
+        spans = (f"{a} to {b}" if a != b else str(a) for a, b in values["missing"])
+        parts.append(f"{', '.join(spans)} missing")
     advice = "" if parts == ["an episode is being recorded"] else (
         f" (see robot-rl data verify {values['path']})")
     return f"no: {', '.join(parts)}{advice}"
@@ -197,7 +200,8 @@ def _shown(text: Any) -> str:
 def _verify_run(args: argparse.Namespace) -> Outcome:
     from robot_rl.data.verify import verify
 
-    values = verify(args.dataset)
+    with _bar("verify", args.quiet) as report:
+        values = verify(args.dataset, progress=report)
     errors, warnings = list(values["errors"]), list(values.get("warnings", []))
     lines = [f"error: {_shown(_said(e))}" for e in errors]
     lines += [f"warning: {_shown(_said(w))}" for w in warnings]
@@ -210,7 +214,8 @@ def _verify_run(args: argparse.Namespace) -> Outcome:
 def _repair_run(args: argparse.Namespace) -> Outcome:
     from robot_rl.data.verify import repair
 
-    values = repair(args.dataset)
+    with _stoppable(), _bar("repair", args.quiet) as report:
+        values = repair(args.dataset, progress=report)
     lines = [args.dataset]
     for key, value in values.items():
         if key in ("path", "ok"):
@@ -223,6 +228,8 @@ def _repair_run(args: argparse.Namespace) -> Outcome:
 
 
 def _said(item: Any) -> str:
+    if isinstance(item, list):
+        return " to ".join(map(str, item))
     if isinstance(item, dict):
         return ", ".join(f"{key} {value}" for key, value in item.items())
     return str(item)

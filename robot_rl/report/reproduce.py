@@ -53,8 +53,10 @@ def run_command(config: Mapping[str, Any]) -> str:
     shares = _mapping(config.get("relabelling"))
     task = str(_mapping(config.get("env")).get("task", ""))
     usual = dataclasses.asdict(default_relabelling(agent, 0 if is_external(task) else 1))
-    used = {name: share for name, share in shares.items() if share}
-    if used and used != {name: share for name, share in usual.items() if share}:
+    used = {name: shares[name] for name in Relabelling.NAMES if shares.get(name)}
+    if used and used != {name: usual[name] for name in Relabelling.NAMES if usual[name]}:
+        if shares.get("geometric"):
+            used["geometric_discount"] = shares.get("geometric_discount", 0.99)
         words += _flags(Relabelling, used, prefix="relabel-", always=Relabelling.NAMES)
     return shlex.join(words)
 
