@@ -104,12 +104,7 @@ def _terminates(data: str | Path) -> bool:
 def fit_normalizer(agent: Agent, replay: Replay) -> None:
     """Set the agent's normalisation to every state's observation and achieved goal and every
     episode's desired one."""
-    goals = None
-    if agent.goal_dim:
-        tables = replay.tables
-        goals = np.concatenate([tables.goals.achieved[: tables.count],
-                                tables.goals.desired[: tables.episodes]])
-    agent.fit_normalizer(replay.observations, goals)
+    agent.fit_normalizer(replay.observations, replay.distinct_goals if agent.goal_dim else None)
 
 
 @contextlib.contextmanager

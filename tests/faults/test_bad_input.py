@@ -199,14 +199,16 @@ def test_an_out_folder_that_cannot_be_used(capsys, tmp_path, home, words, place)
 
 
 def test_no_permission_to_write(capsys, tmp_path, home, monkeypatch):
-    real = Path.mkdir
+    from robot_rl.data import files
 
-    def forbidden(self, *args, **kwargs):
-        if self.name == "out":
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
-        return real(self, *args, **kwargs)
+    real = os.mkdir
 
-    monkeypatch.setattr(Path, "mkdir", forbidden)
+    def forbidden(path, *args, **kwargs):
+        if Path(path).name == "out":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(files.os, "mkdir", forbidden)
     assert main(["pretrain", "--data", str(home / "reach"), "--out", str(tmp_path / "out")]) == 2
     assert "cannot use" in (line := capsys.readouterr().err) and "Permission denied" in line
     assert line.count("\n") == 1
