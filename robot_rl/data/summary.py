@@ -25,7 +25,7 @@ from robot_rl.data.episodes import (
 )
 from robot_rl.data.files import read_json
 from robot_rl.data.log import EpisodeFile, Log, load_dataset, open_log
-from robot_rl.data.verify import _gaps
+from robot_rl.data.verify import missing_numbers
 from robot_rl.errors import InvalidInputError
 
 # Shares that the index does not tell are read from at most this many episodes and bytes.
@@ -201,7 +201,7 @@ def summarize(path: str | Path) -> dict[str, Any]:
     named = (key for keys in dict.fromkeys(entry.keys for entry in good) for key in keys)
     recording = log.recording is not None if log else False
     leftovers = [str(part) for part in log.leftovers] if log else []
-    missing = _gaps(log.path, log.files) if log else []
+    missing = missing_numbers(log.path, log.files) if log else []
     times = [entry.recorded_at for entry in good if entry.recorded_at]
     return {
         "path": str(source.path),

@@ -239,7 +239,7 @@ def _summary_of(episode: Episode, frames: dict[str, int]) -> dict[str, Any]:
 def _check_numbers(path: Path, files: list[EpisodeFile]) -> list[str]:
     errors = [f"{file.path}: its number is there twice; {_hint(path, 'gives it another')}"
               for file in _doubles(files)]
-    gaps = _gaps(path, files)
+    gaps = missing_numbers(path, files)
     if gaps:
         shown = ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in gaps[:10])
         errors.append(f"{path / EPISODES}: episodes {shown}{', ...' if len(gaps) > 10 else ''} are "
@@ -258,7 +258,7 @@ def _doubles(files: list[EpisodeFile]) -> list[EpisodeFile]:
     return found
 
 
-def _gaps(path: Path, files: list[EpisodeFile]) -> list[tuple[int, int]]:
+def missing_numbers(path: Path, files: list[EpisodeFile]) -> list[tuple[int, int]]:
     """First and last of the numbers, below the last, that neither an episode nor one that was set
     aside nor an earlier repair accounts for."""
     known = [(file.number, file.number) for file in files]
@@ -484,7 +484,7 @@ class _Repair:
         return 0 if problems else steps
 
     def _note_missing(self) -> None:
-        gaps = _gaps(self._path, list_episodes(self._path))
+        gaps = missing_numbers(self._path, list_episodes(self._path))
         if gaps:
             make_folder(self._path / SET_ASIDE)
         for first, last in gaps:

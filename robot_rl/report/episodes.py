@@ -42,9 +42,9 @@ from robot_rl.report.plots import (
     FAINT,
     INK,
     SERIES,
-    _dress,
-    _figure,
+    dress,
     moving_average,
+    new_figure,
     wilson_interval,
 )
 
@@ -350,11 +350,11 @@ def draw_panels(
     rows = -(-len(panels) // columns)
     heights = [max(panel.height for panel in panels[at : at + columns])
                for at in range(0, len(panels), columns)]
-    figure = _figure((width * columns, height * sum(heights) + 0.2))
+    figure = new_figure((width * columns, height * sum(heights) + 0.2))
     grid = figure.add_gridspec(rows, columns, height_ratios=heights)
     for i, panel in enumerate(panels):
         axes = figure.add_subplot(grid[i // columns, i % columns])
-        _dress(axes, panel.title, panel.xlabel, panel.ylabel, panel.percent)
+        dress(axes, panel.title, panel.xlabel, panel.ylabel, panel.percent)
         panel.draw(axes)
     return figure
 

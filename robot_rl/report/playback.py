@@ -20,8 +20,8 @@ from robot_rl.envs.tasks import TASKS
 from robot_rl.errors import InvalidInputError, unknown_name
 from robot_rl.report.episodes import check_out, outcome, state_times, write_file
 from robot_rl.report.optional import need
-from robot_rl.report.plots import GRID, INK, SERIES, _dress, _figure
-from robot_rl.report.video import HOLD_S, MAX_FPS, Frame, _label, write_video
+from robot_rl.report.plots import GRID, INK, SERIES, dress, new_figure
+from robot_rl.report.video import HOLD_S, MAX_FPS, Frame, draw_label, write_video
 
 PLAY_SUFFIXES = (".mp4", ".gif", ".png")
 _HEIGHTS = (240, 480)  # A camera's picture is scaled to a height [px] in this range.
@@ -130,7 +130,7 @@ class _Cameras:
         scaled: Frame = self._cv2.resize(np.ascontiguousarray(rgb), (width, self._height),
                                          interpolation=method)
         if len(self._images) > 1:
-            _label(self._cv2, scaled, name, 0, (255, 255, 255))
+            draw_label(self._cv2, scaled, name, 0, (255, 255, 255))
         return scaled
 
 
@@ -146,10 +146,10 @@ class _Above:
                 "no positions to draw from above; `robot-rl data plot "
                 f"{source.path} --episode {entry.number}` draws its arrays"
             )
-        figure = _figure((5.4, 5.0))
+        figure = new_figure((5.4, 5.0))
         axes = figure.add_subplot()
         known = source.info.task in TASKS
-        _dress(axes, f"Episode {entry.number}: {outcome(entry)}",
+        dress(axes, f"Episode {entry.number}: {outcome(entry)}",
                f"{'x [m]' if known else 'dimension 0'}  (seen from above; open circles: the start)",
                "y [m]" if known else "dimension 1", False)
         for (name, points), color in zip(paths.items(), SERIES, strict=False):
@@ -243,7 +243,7 @@ class _Film:
         columns = []
         for state in states:
             cells = [self._cell(view.one(name, state), width) for name in view.names]
-            _label(self._cv2, cells[0], self._time(state), 1 if len(cells) > 1 else 0,
+            draw_label(self._cv2, cells[0], self._time(state), 1 if len(cells) > 1 else 0,
                    (255, 255, 255))
             columns.append(np.concatenate(cells))
         picture = np.concatenate(columns, axis=1)

@@ -112,10 +112,10 @@ def plot_curves(
         bands: label to (low, high) beside that label's values, drawn as a shade.
         percent: values are shares in [0, 1], shown as percentages.
     """
-    figure = _figure(size)
+    figure = new_figure(size)
     axes = figure.add_subplot()
     _draw(axes, curves, bands or {})
-    _dress(axes, title, xlabel, ylabel, percent)
+    dress(axes, title, xlabel, ylabel, percent)
     if boundary is not None:
         _draw_boundary(axes, boundary, words=True)
     _legend(axes, figure)
@@ -134,12 +134,12 @@ def plot_panels(
         raise InvalidInputError("plot_panels: there is nothing to draw")
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
-    figure = _figure((3.3 * columns if columns > 1 else 6.6, 2.2 * rows + 0.4))
+    figure = new_figure((3.3 * columns if columns > 1 else 6.6, 2.2 * rows + 0.4))
     colors = _looks(label for curves in panels.values() for label in curves)
     for i, (title, curves) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, i + 1)
         _draw(axes, curves, {}, colors)
-        _dress(axes, title, xlabel if i + columns >= len(panels) else "", "", False)
+        dress(axes, title, xlabel if i + columns >= len(panels) else "", "", False)
         ticker = need("matplotlib.ticker", "plots")
         axes.xaxis.set_major_locator(ticker.MaxNLocator(4, steps=[1, 2, 5, 10]))
         if boundary is not None:
@@ -160,7 +160,7 @@ def plot_success_bars(
     """Success rates as bars with Wilson's 95% intervals; label to (successes, episodes)."""
     if not results:
         raise InvalidInputError("plot_success_bars: there is nothing to draw")
-    figure = _figure((size_x, 0.75 + 0.42 * len(results)))
+    figure = new_figure((size_x, 0.75 + 0.42 * len(results)))
     axes = figure.add_subplot()
     places = np.arange(len(results))
     for y, (successes, episodes) in zip(places, results.values(), strict=True):
@@ -175,7 +175,7 @@ def plot_success_bars(
             f"{rate:.0%}  ({successes}/{episodes})", (max(high, rate), y), xytext=(7, 0),
             textcoords="offset points", va="center", color=INK, fontsize=8.5,
         )
-    _dress(axes, title, "success rate with its 95% interval", "", False)
+    dress(axes, title, "success rate with its 95% interval", "", False)
     axes.set_yticks(places, list(results), color=INK)
     axes.invert_yaxis()
     # Beyond 100% only the numbers beside the bars.
@@ -223,7 +223,8 @@ def describe_figure(figure: Figure) -> str:
 # -- inside -------------------------------------------------------------------------------------
 
 
-def _figure(size: tuple[float, float]) -> Figure:
+def new_figure(size: tuple[float, float]) -> Figure:
+    """An empty figure of ``size`` [inches] that needs no screen."""
     figure_module = need("matplotlib.figure", "plots")
     agg = need("matplotlib.backends.backend_agg", "plots")
     figure: Figure = figure_module.Figure(figsize=size, layout="constrained")
@@ -277,7 +278,8 @@ def _draw(
         )
 
 
-def _dress(axes: Axes, title: str, xlabel: str, ylabel: str, percent: bool) -> None:
+def dress(axes: Axes, title: str, xlabel: str, ylabel: str, percent: bool) -> None:
+    """Give ``axes`` the style of every plot here; ``percent`` shows shares as such."""
     ticker = need("matplotlib.ticker", "plots")
     axes.set_title(title, loc="left", fontsize=10, color=INK, pad=8)
     axes.set_xlabel(xlabel, fontsize=9, color=FAINT)

@@ -285,9 +285,9 @@ def _annotate(image: Frame, step: int, info: dict[str, Any], unit: str) -> Frame
     distance = _distance(info)
     if distance is not None:
         text += f", {format_distance(distance, unit)} to goal"
-    _label(cv2, frame, text, 0, (255, 255, 255))
+    draw_label(cv2, frame, text, 0, (255, 255, 255))
     if info.get("is_success"):
-        _label(cv2, frame, "SUCCESS", 1, (140, 240, 170))
+        draw_label(cv2, frame, "SUCCESS", 1, (140, 240, 170))
     return frame
 
 
@@ -305,7 +305,8 @@ def _fit(cv2: Any, image: Frame) -> Frame:
     return frame
 
 
-def _label(cv2: Any, frame: Frame, text: str, row: int, color: tuple[int, int, int]) -> None:
+def draw_label(cv2: Any, frame: Frame, text: str, row: int, color: tuple[int, int, int]) -> None:
+    """Write ``text`` into the ``row``-th line of ``frame``, in place, on a dark ground."""
     font, scale, thickness = cv2.FONT_HERSHEY_SIMPLEX, 0.42, 1
     (width, _), _ = cv2.getTextSize(text, font, scale, thickness)
     top, height = 4 + 20 * row, 18
