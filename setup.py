@@ -87,6 +87,7 @@ EXTRAS = {
         "pytest>=8",
         "pytest-timeout>=2.2",
         "hypothesis>=6.90",
+        "mcap-ros2-support>=0.5",
         "stable-baselines3>=2.4",
         "setuptools>=64",
     ],
