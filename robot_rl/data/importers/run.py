@@ -231,7 +231,9 @@ def _reporter(quiet: bool, progress: Progress | None) -> Progress:
 
 def _open(kind: str, source: Path, options: ImportOptions) -> EpisodeSource:
     module = importlib.import_module(IMPORTERS[kind])
-    opened: EpisodeSource = module.open_source(source, options)
+    # One module reads two formats; the one that was named is the one that is read.
+    opener = {"robomimic": "open_robomimic", "d4rl": "open_d4rl"}.get(kind, "open_source")
+    opened: EpisodeSource = getattr(module, opener)(source, options)
     return opened
 
 
