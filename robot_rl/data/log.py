@@ -161,14 +161,16 @@ class Log:
     def follow(self, *, poll_s: float = 0.2, timeout_s: float = float("inf")) -> Iterator[Episode]:
         """Every committed episode, then each further one when it is; ends after ``timeout_s``
         without a new one."""
-        waiting: list[EpisodeFile] = list(self.files)
+        seen: set[int] = set()
         since = time.monotonic()
         while True:
+            waiting = [file for file in self.files if file.number not in seen]
             for file in waiting:
+                seen.add(file.number)
                 yield self.read(file)
                 since = time.monotonic()
-            waiting = self.refresh()
-            if not waiting:
+            self.refresh()
+            if not waiting and len(self.files) <= len(seen):
                 if time.monotonic() - since >= timeout_s:
                     return
                 time.sleep(poll_s)
@@ -200,7 +202,7 @@ def load_dataset(path: str | Path) -> tuple[DatasetInfo, list[Episode]]:
         from robot_rl.data.importers.npz import load_npz
 
         return load_npz(path)
-    if path.is_dir() and _stored_format(path) == 1:
+    if path.is_dir() and read_format(path) == 1:
         from robot_rl.data.importers.npz import load_folder_v1
 
         return load_folder_v1(path)
@@ -254,7 +256,8 @@ def parse_info(raw: Any, where: str) -> DatasetInfo:
     return info
 
 
-def _stored_format(path: Path) -> object:
+def read_format(path: Path) -> object:
+    """The format that ``dataset.json`` in ``path`` names, or None."""
     file = path / "dataset.json"
     raw = read_json(file, "dataset") if file.is_file() else None
     return raw.get("format") if isinstance(raw, dict) else None

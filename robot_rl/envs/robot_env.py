@@ -181,27 +181,36 @@ class RobotEnv(gymnasium.Env[Any, Any]):
         self._ready = False
         self._view: TaskView | None = None
         self._start: Placement | None = None
+        self._generator: dict[str, Any] = {}
 
     # -- gymnasium --------------------------------------------------------------------------
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Start an episode. ``options`` may give ``goal`` (goal_dim,) and ``start`` (Placement)."""
+        """Start an episode.
+
+        ``options`` may give ``goal`` (goal_dim,), ``start`` (Placement) and ``generator``, the
+        state of the random generator to begin with, see :meth:`beginning`.
+        """
         super().reset(seed=seed)
         self.safety.check_released()
         self._ready = False
         options = options or {}
-        unknown = set(options) - {"goal", "start"}
+        known = ("goal", "start", "generator")
+        unknown = set(options) - set(known)
         if unknown:
-            raise unknown_name("reset option", sorted(unknown)[0], ("goal", "start"))
+            raise unknown_name("reset option", sorted(unknown)[0], known)
         rng = self.np_random
+        if options.get("generator") is not None:
+            _set_generator(rng, options["generator"])
+        self._generator = dict(rng.bit_generator.state)
         goal = self.task.sample_goal(rng)
         if options.get("goal") is not None:
             goal = self._check_goal(options["goal"])
-        start = options.get("start")
-        if start is None:
-            start = self.task.sample_start(rng, goal)
+        # Drawn in any case: what follows from the generator does not depend on the options.
+        drawn = self.task.sample_start(rng, goal)
+        start = drawn if options.get("start") is None else options["start"]
         self._start = start
         self._goal = np.asarray(goal, dtype=np.float64)
         self._goal32 = self._goal.astype(np.float32)
@@ -290,10 +299,16 @@ class RobotEnv(gymnasium.Env[Any, Any]):
         return self._view
 
     def beginning(self) -> dict[str, Any]:
-        """Where the episode began, as JSON: ``goal`` and ``start``, from which ``reset`` can begin
-        it again (see its options)."""
+        """Where the episode began, as JSON: the options with which ``reset`` begins it again.
+
+        ``goal``, ``start`` and, where the domain is randomised, the ``generator`` that what was
+        drawn follows from.
+        """
         start = None if self._start is None else self._start.as_dict()
-        return {"goal": [float(x) for x in self._goal], "start": start}
+        begun: dict[str, Any] = {"goal": [float(x) for x in self._goal], "start": start}
+        if self.randomization != RandomizationOptions():
+            begun["generator"] = self._generator
+        return begun
 
     def stamps(self) -> dict[str, Any]:
         """When the last observation was made, for a recorder.
@@ -496,3 +511,12 @@ class RobotEnv(gymnasium.Env[Any, Any]):
 
 def _unbounded(size: int) -> spaces.Box:
     return spaces.Box(-np.inf, np.inf, (size,), np.float32)
+
+
+def _set_generator(rng: np.random.Generator, state: Any) -> None:
+    try:
+        rng.bit_generator.state = state
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        raise InvalidInputError(
+            f"reset option generator is no state of a random generator ({error})"
+        ) from None

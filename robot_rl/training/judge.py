@@ -9,13 +9,15 @@ from typing import Any
 
 import gymnasium
 
-from robot_rl.data import load_dataset, open_log
+from robot_rl.data import load_dataset
+from robot_rl.envs.external import apply_rule, is_external
 from robot_rl.envs.tasks import list_tasks
 from robot_rl.errors import InvalidInputError
 from robot_rl.training.checkpoint import read_info
 from robot_rl.training.collect import make_policy
 from robot_rl.training.evaluate import Policy, evaluate
 from robot_rl.training.playback import play_back
+from robot_rl.training.recorded import find_log
 from robot_rl.training.setup import EnvChoice, canonical_task, check_seed
 
 REPLAY = "replay"
@@ -89,19 +91,26 @@ def judge(config: EvalConfig, env: EnvChoice) -> dict[str, Any]:
 
 def recorded_env(data: str) -> dict[str, Any]:
     """Options of the environment that a recording was made in, as far as it says."""
-    if not Path(data).is_dir():
-        return {}
-    info = open_log(data).info
+    log = find_log(data)
+    info = log.info if log is not None else load_dataset(data)[0]
     names = {f.name for f in dataclasses.fields(EnvChoice)}
     return {**{k: v for k, v in info.env.items() if k in names}, "task": info.task}
 
 
 def _replay(config: EvalConfig, env: EnvChoice) -> dict[str, Any]:
-    _, episodes = load_dataset(config.data)
     choice = _with_task(env)
+    log = find_log(config.data)
+    if log is None:
+        episodes = load_dataset(config.data)[1][: config.episodes]
+    else:
+        episodes = [log.read(file, images=False) for file in log.files[: config.episodes]]
+    if not episodes:
+        raise InvalidInputError(f"dataset: {config.data} holds no episodes")
+    if is_external(choice.task):
+        episodes = apply_rule(choice.task, episodes)
     world = choice.make()
     try:
-        result, more = play_back(world, episodes[: config.episodes], config.seed)
+        result, more = play_back(world, episodes, config.seed)
     finally:
         world.close()
     return {**result.as_dict(), **more}

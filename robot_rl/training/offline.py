@@ -11,7 +11,7 @@ import numpy as np
 
 from robot_rl.agents import AGENTS
 from robot_rl.agents.base import Agent, Batch
-from robot_rl.data import Relabelling
+from robot_rl.data import Relabelling, Replay
 from robot_rl.data.replay import Sampler
 from robot_rl.envs.external import is_external
 from robot_rl.envs.tasks import make_task
@@ -33,6 +33,7 @@ from robot_rl.training.recorded import (
     goal_functions,
     imported,
     load_replay,
+    recorded_episodes,
     recorded_info,
 )
 from robot_rl.training.runs import (
@@ -209,7 +210,7 @@ def resume_pretrain(
         )
     data = Path(run_path) / IMPORTED
     replay = load_replay(data if data.is_dir() else config.data, config.task, relabelling,
-                         agent.config.discount)
+                         agent.config.discount, episodes=recorded_episodes(trainer))
     rng = np.random.default_rng()
     restore_generator(rng, trainer["rng"], checkpoint)
     run = RunFolder.reopen(run_path, trainer["metrics_bytes"], trainer["step"])
@@ -221,7 +222,7 @@ def _loop(
     run: RunFolder,
     agent: Agent,
     description: AgentInfo,
-    replay: Sampler,
+    replay: Replay,
     rng: np.random.Generator,
     env_choice: EnvChoice,
     step: int,
@@ -235,7 +236,7 @@ def _loop(
 
     def save() -> Path:
         trainer = {"step": step, "rng": rng.bit_generator.state,
-                   "metrics_bytes": run.metrics_bytes}
+                   "metrics_bytes": run.metrics_bytes, "data_episodes": replay.episodes}
         return save_checkpoint(run.checkpoints, step, agent, description, trainer)
 
     try:

@@ -48,8 +48,9 @@ from robot_rl.training.offline import update_block
 from robot_rl.training.recorded import (
     IMPORTED,
     fit_normalizer,
-    goal_functions,
+    goal_options,
     load_replay,
+    recorded_episodes,
     recorded_info,
 )
 from robot_rl.training.runs import RateMeter, RunFolder, StopFlag, progress, read_config
@@ -156,10 +157,10 @@ def train(
     """
     set_threads(config.threads, config.device)
     agent, env, data = _starting_point(config, env, agent_overrides or {})
-    _check_recorded(data, env.task)
     world = env.make()
     try:
         sizes = _sizes(world)
+        _check_recorded(data, env.task, sizes)
         fresh = agent is None
         if agent is None:
             agent = new_agent(config.agent, sizes=sizes, overrides=agent_overrides or {},
@@ -188,7 +189,7 @@ def train(
             },
             overwrite=overwrite,
         )
-        online = _online(agent, env.task, relabelling, [])
+        online = _online(agent, data, env.task, relabelling, [])
         practice = _Practice(
             config=config,
             run=run,
@@ -254,10 +255,9 @@ def resume_train(
         raise InvalidInputError(
             f"env_steps is {config.env_steps}; {run_path} has practised {trainer['step']} already"
         )
-    _check_recorded(config.data, env.task)
-    offline = _offline(agent, config.data, env.task, relabelling)
+    offline = _offline(agent, config.data, env.task, relabelling, recorded_episodes(trainer))
     writer, episodes = DatasetWriter.reopen(Path(run_path) / "practice", trainer["episodes"])
-    online = _online(agent, env.task, relabelling, episodes)
+    online = _online(agent, config.data, env.task, relabelling, episodes)
     world = env.make()
     try:
         # The environment's generator is made at the first reset; its state is then put back.
@@ -375,6 +375,7 @@ def _save(practice: _Practice) -> Path:
     trainer = {
         "step": practice.step,
         "episodes": practice.episodes,
+        "data_episodes": practice.sampler.offline.episodes,
         "updates_owed": practice.updates_owed,
         "rng": practice.rng.bit_generator.state,
         "env_rng": practice.env.unwrapped.np_random.bit_generator.state,
@@ -421,31 +422,33 @@ def _data_of(run: str) -> str:
     return ""
 
 
-def _check_recorded(data: str, task: str) -> None:
+def _check_recorded(data: str, task: str, sizes: tuple[int, int, int]) -> None:
     if not data:
         return
     info = recorded_info(data)
     if info.task and task and info.task != task:
         raise InvalidInputError(f"the data {data} is of the task {info.task}, not {task}")
-
-
-def _offline(agent: Agent, data: str, task: str, relabelling: Relabelling) -> Replay:
-    if not data:
-        return _online(agent, task, relabelling, [])
-    replay = load_replay(data, task, relabelling, agent.config.discount)
-    expected = (agent.observation_dim, agent.goal_dim, agent.action_dim)
-    if replay.sizes != expected:
+    found = (info.observation_shape[0], info.goal_dim, info.action_dim)
+    if found != sizes:
         raise InvalidInputError(
-            f"the data {data} has observation, goal and action sizes {replay.sizes}, the agent "
-            f"{expected}"
+            f"the data {data} has observation, goal and action sizes {found}; the task {task} has "
+            f"{sizes}"
         )
-    return replay
+
+
+def _offline(
+    agent: Agent, data: str, task: str, relabelling: Relabelling, episodes: int | None = None
+) -> Replay:
+    if not data:
+        return _online(agent, data, task, relabelling, [])
+    return load_replay(data, task, relabelling, agent.config.discount, episodes=episodes)
 
 
 def _online(
-    agent: Agent, task: str, relabelling: Relabelling, episodes: list[Episode]
+    agent: Agent, data: str, task: str, relabelling: Relabelling, episodes: list[Episode]
 ) -> Replay:
-    reward = goal_functions(task, None)[0] if relabelling.changes_goals else None
+    # Goals end episodes in practice as they do in the recorded data.
     replay = Replay(agent.observation_dim, agent.goal_dim, agent.action_dim,
-                    discount=agent.config.discount, relabelling=relabelling, reward=reward)
+                    discount=agent.config.discount, relabelling=relabelling,
+                    **goal_options(data, task, relabelling))  # type: ignore[arg-type]
     return replay.add_all(episodes)

@@ -87,4 +87,6 @@ def beginning_of(episode: Episode, env: RobotEnv) -> dict[str, Any]:
         options["goal"] = np.asarray(goal, dtype=np.float64)
     if episode.metadata.get("start") is not None and env.rig.scene is not None:
         options["start"] = Placement.from_dict(episode.metadata["start"])
+    if episode.metadata.get("generator") is not None:
+        options["generator"] = episode.metadata["generator"]
     return options

@@ -6,11 +6,21 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from robot_rl.agents.base import Agent
-from robot_rl.data import DatasetInfo, Episode, Relabelling, Replay, load_dataset, open_log
+from robot_rl.data import (
+    DatasetInfo,
+    Episode,
+    Log,
+    Relabelling,
+    Replay,
+    load_dataset,
+    open_log,
+)
+from robot_rl.data.log import read_format
 from robot_rl.data.relabel import LatentReward, RewardFunction, TerminateFunction
 from robot_rl.data.view import open_replay
 from robot_rl.envs.external import apply_rule, is_external, rule_for
@@ -28,8 +38,8 @@ def recorded_info(data: str | Path) -> DatasetInfo:
         InvalidInputError: they cannot be read, or there are none, or none with a state.
     """
     path = Path(data)
-    if (path / "dataset.json").is_file() and not list(path.glob("episodes/*.npz")):
-        log = open_log(path)
+    log = find_log(path)
+    if log is not None:
         info = log.info
         if not log.files:
             raise InvalidInputError(f"dataset: {path} holds no episodes")
@@ -69,35 +79,79 @@ def goal_functions(
     return None, None
 
 
+def goal_options(
+    data: str | Path, task: str, relabelling: Relabelling
+) -> dict[str, RewardFunction | TerminateFunction | None]:
+    """Options ``reward`` and ``terminate`` of the buffers of a run, recorded and practised alike.
+
+    Episodes end at relabelled goals if any recorded one ended by itself.
+    """
+    if not relabelling.changes_goals:
+        return {"reward": None, "terminate": None}
+    info = recorded_info(data) if data else None
+    reward, terminate = goal_functions(task, info, ends=bool(data) and _terminates(data))
+    return {"reward": reward, "terminate": terminate}
+
+
 def load_replay(
-    data: str | Path, task: str, relabelling: Relabelling, discount: float
+    data: str | Path,
+    task: str,
+    relabelling: Relabelling,
+    discount: float,
+    *,
+    episodes: int | None = None,
 ) -> Replay:
     """The replay buffer of recorded episodes, with the rewards of ``task``.
 
+    ``episodes`` takes only the first so many, as there were when a run began.
+
     Raises:
-        InvalidInputError: the data cannot be read, or its goals cannot be relabelled.
+        InvalidInputError: the data cannot be read, its goals cannot be relabelled, or it has
+            fewer episodes.
     """
-    info = recorded_info(data)
-    relabelled = relabelling.changes_goals
-    reward, terminate = goal_functions(task, info, ends=relabelled and _terminates(data))
-    if not relabelled:
-        reward = None
+    options = {"discount": discount, "relabelling": relabelling,
+               **goal_options(data, task, relabelling)}
+    by_rule = is_external(task) and rule_for(task) is not None
 
-    def prepare(episodes: list[Episode]) -> list[Episode]:
-        return apply_rule(task, episodes)
+    def prepare(given: list[Episode]) -> list[Episode]:
+        return apply_rule(task, given)
 
-    _, replay = open_replay(
-        data, discount=discount, relabelling=relabelling, reward=reward, terminate=terminate,
-        prepare=prepare if is_external(task) and rule_for(task) is not None else None,
-    )
+    log = find_log(data)
+    if episodes is not None and log is not None and len(log) != episodes:
+        if len(log) < episodes:
+            raise InvalidInputError(
+                f"dataset: {data} holds {len(log)} episodes; {episodes} were there when the run "
+                "began"
+            )
+        info = log.info
+        replay = Replay(info.observation_shape[0], info.goal_dim, info.action_dim,
+                        **options)  # type: ignore[arg-type]
+        first = (log.read(file, images=False) for file in log.files[:episodes])
+        return replay.add_all(apply_rule(task, [one])[0] if by_rule else one for one in first)
+    _, replay = open_replay(data, prepare=prepare if by_rule else None,
+                            **options)  # type: ignore[arg-type]
     return replay
+
+
+def recorded_episodes(trainer: dict[str, Any]) -> int | None:
+    """How many recorded episodes there were at a checkpoint, as far as it says."""
+    count = trainer.get("data_episodes")
+    return count if isinstance(count, int) and count > 0 else None
+
+
+def find_log(data: str | Path) -> Log | None:
+    """The log in folder ``data``, or None for data of another kind."""
+    path = Path(data)
+    if not (path / "dataset.json").is_file() or read_format(path) == 1:
+        return None
+    return open_log(path)
 
 
 def _terminates(data: str | Path) -> bool:
     """Whether any recorded episode ended by itself rather than by running out of time."""
-    if not Path(data).is_dir():
-        return False
-    log = open_log(data)
+    log = find_log(data)
+    if log is None:
+        return any(bool(episode.terminated.any()) for episode in load_dataset(data)[1])
     return any(log.summary(file).get("ended") == "terminated" for file in log.files)
 
 

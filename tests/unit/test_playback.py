@@ -12,10 +12,11 @@ from robot_rl.data import DatasetInfo, DatasetWriter, Episode, Relabelling, load
 from robot_rl.envs import make_env
 from robot_rl.errors import InvalidInputError
 from robot_rl.interfaces import Placement
+from robot_rl.training.checkpoint import load_agent
 from robot_rl.training.collect import CollectConfig, collect
 from robot_rl.training.evaluate import RandomPolicy, run_episode
 from robot_rl.training.judge import EvalConfig, judge, recorded_env
-from robot_rl.training.offline import PretrainConfig, pretrain
+from robot_rl.training.offline import PretrainConfig, pretrain, resume_pretrain
 from robot_rl.training.playback import beginning_of
 from robot_rl.training.recorded import goal_functions, load_replay, recorded_info
 from robot_rl.training.setup import EnvChoice
@@ -48,6 +49,25 @@ def test_in_another_world_it_ends_elsewhere(tmp_path):
     env = EnvChoice(**{**recorded_env(str(data)), "backend": "pybullet"})
     values = judge(EvalConfig(policy="replay", data=str(data), episodes=2), env)
     assert values["episodes"] == 2 and 0.0 < values["final_difference"] < 0.5
+
+
+@pytest.mark.parametrize("backend", ["mujoco", "pybullet"])
+def test_a_randomised_world_plays_again_exactly(tmp_path, backend):
+    env = EnvChoice(task="Push", backend=backend, randomize={
+        "mass": 0.3, "friction": 0.3, "latency_s": 0.05, "action_noise": 0.05,
+        "action_bias": 0.05})
+    collect(CollectConfig(out=str(tmp_path / "d"), episodes=3), env, quiet=True)
+    values = judge(EvalConfig(policy="replay", data=str(tmp_path / "d")),
+                   EnvChoice(**recorded_env(str(tmp_path / "d"))))
+    assert values["restored"] == 3 and values["final_difference"] == 0.0
+
+
+def test_a_generator_that_is_none_is_refused():
+    env = make_env("Reach", "panda")
+    for state in ({}, {"bit_generator": "PCG64"}, "x", {"bit_generator": "MT19937", "state": 3}):
+        with pytest.raises(InvalidInputError, match="is no state of a random generator"):
+            env.reset(options={"generator": state})
+    env.close()
 
 
 def test_a_replay_that_does_not_fit_is_refused(tmp_path, episode, dataset_of):
@@ -182,3 +202,52 @@ def test_a_task_of_ours_ends_relabelled_episodes_where_recorded_ones_ended(tmp_p
     batch = replay.sample(64, np.random.default_rng(0))
     assert (batch["discount"] == 0).all() and (batch["reward"] == 0).all(), "the next state's goal"
     env.close()
+
+
+def test_a_resumed_run_takes_the_episodes_that_were_there(tmp_path):
+    data = record(tmp_path / "d", "Reach", "mujoco")
+    for name in ("whole", "cut"):
+        pretrain(PretrainConfig(data=str(data), steps=6 if name == "whole" else 3,
+                                checkpoint_every=3, out=str(tmp_path / name)),
+                 agent_overrides=SMALL, quiet=True)
+    with DatasetWriter.extend(data) as writer:
+        writer.append(load_dataset(data)[1][0])
+    resume_pretrain(tmp_path / "cut", steps=6, quiet=True)
+    one, two = (load_agent(tmp_path / name)[0].state_dict() for name in ("whole", "cut"))
+    assert one.keys() == two.keys() and all(bool((one[k] == two[k]).all()) for k in one)
+    (data / "episodes" / "000000.mcap").rename(data / "gone")
+    (data / "episodes" / "000001.mcap").rename(data / "gone too")
+    with pytest.raises(InvalidInputError, match="holds 2 episodes; 3 were there when"):
+        resume_pretrain(tmp_path / "cut", steps=8, quiet=True)
+
+
+def test_the_former_format_is_trained_on_and_played(tmp_path):
+    data = record(tmp_path / "d", "Reach", "mujoco")
+    info, episodes = load_dataset(data)
+    old = tmp_path / "old"
+    (old / "episodes").mkdir(parents=True)
+    (old / "dataset.json").write_text(json.dumps({
+        "task": "Reach", "observation_shape": list(info.observation_shape), "goal_dim": 3,
+        "action_dim": 3, "env": info.env, "config": {}, "format": 1}))
+    for number, one in enumerate(episodes):
+        np.savez(old / "episodes" / f"{number:06d}.npz", **{
+            "observation.state": one.observation, "observation.achieved_goal": one.achieved,
+            "observation.desired_goal": one.desired, "action": one.action,
+            "next.reward": one.reward, "next.terminated": one.terminated,
+            "next.truncated": one.truncated, "next.success": one.success})
+    assert pretrain(PretrainConfig(data=str(old), steps=2, out=str(tmp_path / "run")),
+                    agent_overrides=SMALL, quiet=True)["steps"] == 2
+    values = judge(EvalConfig(policy="replay", data=str(old)), EnvChoice(**recorded_env(str(old))))
+    assert values["episodes"] == 3 and values["restored"] == 0
+
+
+def test_a_task_from_elsewhere_is_judged_by_its_rule(tmp_path):
+    pytest.importorskip("gymnasium_robotics")
+    rng = np.random.default_rng(0)
+    observations = rng.normal(size=(9, 39))
+    observations[:, 28] = [0, 0, 0, 0, 0, 0, 0, 1.5, 1.5]
+    np.savez(tmp_path / "demos.npz", observations=observations, rewards=np.zeros(9),
+             actions=rng.uniform(-1, 1, (9, 28)), episode_lengths=[4, 5])
+    values = judge(EvalConfig(policy="replay", data=str(tmp_path / "demos.npz")),
+                   EnvChoice(task="AdroitHandDoor-v1"))
+    assert values["recorded_success_rate"] == 0.5 and values["restored"] == 0
