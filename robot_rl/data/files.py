@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,16 @@ class AppendedFile:
 
 
 class Lock:
-    """Held by the one process that writes into a folder; gone with the process."""
+    """Held by the one process that writes into a folder; gone with the process.
+
+    A process that is forked from it does not hold it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         while not self._open():
             pass
+        _LOCKS.add(self)
         with contextlib.suppress(OSError):  # only a help for whoever is refused
             os.ftruncate(self._handle, 0)
             os.pwrite(self._handle, f"{os.getpid()}\n".encode(), 0)
@@ -136,6 +141,11 @@ class Lock:
         finally:
             os.close(handle)
 
+    @property
+    def held(self) -> bool:
+        """Whether it was neither released nor left behind by a fork."""
+        return self._handle >= 0
+
     def release(self) -> None:
         """Let others write."""
         if self._handle >= 0:
@@ -145,6 +155,18 @@ class Lock:
     def __del__(self) -> None:
         if getattr(self, "_handle", -1) >= 0:
             self.release()
+
+
+# A forked process would keep the lock when its parent is killed.
+_LOCKS: weakref.WeakSet[Lock] = weakref.WeakSet()
+
+
+def _leave_locks() -> None:
+    for lock in list(_LOCKS):
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_leave_locks)
 
 
 def _try_lock(handle: int, how: int) -> bool:

@@ -174,8 +174,7 @@ class DatasetWriter:
         Raises:
             InvalidInputError: the one before is neither committed nor discarded.
         """
-        if self._live is not None:
-            raise InvalidInputError("an episode is being recorded; commit or discard it first")
+        self._check_free()
         period_s = 1.0 / self.info.rate_hz if self.info.rate_hz > 0.0 else 0.1
         info = self.info
         sizes = {OBSERVATION: tuple(info.observation_shape), ACHIEVED: (info.goal_dim,),
@@ -195,8 +194,7 @@ class DatasetWriter:
             InvalidInputError: it is not a valid episode of this dataset.
             StorageError: the disk refused it; nothing of it counts.
         """
-        if self._live is not None:
-            raise InvalidInputError("an episode is being recorded; commit or discard it first")
+        self._check_free()
         episode.check(f"episode {self.count}")
         check_sizes(self.info, episode, f"episode {self.count}")
         _check_readable(episode, f"episode {self.count}")
@@ -230,6 +228,13 @@ class DatasetWriter:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _check_free(self) -> None:
+        if not self._lock.held:
+            raise InvalidInputError(f"dataset: {self.path} was closed, or opened by the process "
+                                    "that this one was forked from; extend it to go on")
+        if self._live is not None:
+            raise InvalidInputError("an episode is being recorded; commit or discard it first")
 
     def _part(self) -> Path:
         while (self.path / EPISODES / f"{self._next:06d}.mcap").exists():
