@@ -11,7 +11,6 @@ import errno
 import fcntl
 import json
 import os
-import shutil
 import time
 import weakref
 from pathlib import Path
@@ -383,8 +382,8 @@ def read_json(path: Path, what: str) -> Any:
 def new_folder(path: Path, what: str, *, overwrite: bool = False) -> Path:
     """Make the folder ``path``; refuse one that holds anything.
 
-    ``overwrite`` sets what was there aside as ``<name>.old`` (replacing an earlier one) rather
-    than deleting it. What a crash left of making the folder counts as nothing.
+    ``overwrite`` sets what was there aside as ``<name>.old`` (or ``.old2`` and so on, where that
+    is taken) rather than deleting it. What a crash left of making the folder counts as nothing.
 
     Raises:
         InvalidInputError: it is in use or cannot be made.
@@ -449,10 +448,9 @@ def _make_folders(path: Path) -> None:
 
 
 def _set_aside(path: Path) -> None:
-    old = path.with_name(path.name + ".old")
-    if old.is_dir() and not old.is_symlink():
-        shutil.rmtree(old)
-    elif old.exists():
-        old.unlink()
+    old, count = path.with_name(f"{path.name}.old"), 1
+    while old.exists() or old.is_symlink():
+        count += 1
+        old = path.with_name(f"{path.name}.old{count}")
     os.rename(path, old)
     sync_folder(path.parent)

@@ -188,7 +188,8 @@ def test_a_folder_in_use_is_refused_or_set_aside(tmp_path):
         assert names_in(used) == []
         assert (tmp_path / "used.old").is_dir()
         (used / f"{round}.txt").write_text("")
-    assert names_in(tmp_path / "used.old") == ["0.txt"]
+    assert names_in(tmp_path / "used.old") == ["mine.txt"]
+    assert names_in(tmp_path / "used.old2") == ["0.txt"], "nothing that was set aside is lost"
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(InvalidInputError, match="is already there"):
