@@ -13,7 +13,8 @@ from typing import Any
 
 from robot_rl.data import DatasetWriter, Episode, RecordingOptions, open_log
 from robot_rl.data import recording as live_recording
-from robot_rl.data.verify import repair, verify
+from robot_rl.data.repair import repair
+from robot_rl.data.verify import verify
 
 from .samples import INFO, digest, is_beginning, make_episode, play
 

@@ -18,7 +18,8 @@ from typing import Any
 
 from robot_rl.data import DatasetWriter, Episode, RecordingOptions, open_log
 from robot_rl.data import recording as live_recording
-from robot_rl.data.verify import repair, verify
+from robot_rl.data.repair import repair
+from robot_rl.data.verify import verify
 from robot_rl.errors import InvalidInputError
 
 from .disk import Cut, SimulatedDisk, power_cuts

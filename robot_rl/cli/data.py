@@ -212,7 +212,7 @@ def _verify_run(args: argparse.Namespace) -> Outcome:
 
 
 def _repair_run(args: argparse.Namespace) -> Outcome:
-    from robot_rl.data.verify import repair
+    from robot_rl.data.repair import repair
 
     with _stoppable(), _bar("repair", args.quiet) as report:
         values = repair(args.dataset, progress=report)

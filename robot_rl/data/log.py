@@ -61,6 +61,7 @@ EPISODES = "episodes"
 INTERRUPTED = "interrupted"
 SET_ASIDE = "set_aside"
 LOCK = ".writer.lock"
+COMMITTED = ".committed.json"
 _NAME = re.compile(r"(\d{6,12})\.mcap")
 _PART = re.compile(r"\.(\d{6,12})\.mcap\.part")
 EPISODE_RECORD = "robot_rl.episode"
@@ -279,6 +280,17 @@ def list_episodes(path: Path) -> list[EpisodeFile]:
     except OSError as error:
         raise InvalidInputError(f"dataset: cannot read {path}: {error.strerror}") from None
     return sorted(found, key=lambda file: file.number)
+
+
+def highest_committed(path: Path) -> int:
+    """The highest number that a writer of the dataset is known to have committed, or -1."""
+    file = path / COMMITTED
+    try:
+        raw = read_json(file, "dataset") if file.is_file() else None
+    except InvalidInputError:
+        return -1
+    number = raw.get("through") if isinstance(raw, dict) else None
+    return number if isinstance(number, int) and 0 <= number < 10**12 else -1
 
 
 def list_parts(path: Path) -> list[Path]:

@@ -39,12 +39,14 @@ from robot_rl.data.files import (
 from robot_rl.data.frames import CameraFormat, encode, stamp_ns
 from robot_rl.data.layout import RowLayout
 from robot_rl.data.log import (
+    COMMITTED,
     EPISODE_RECORD,
     EPISODES,
     INTERRUPTED,
     LOCK,
     SET_ASIDE,
     check_sizes,
+    highest_committed,
     list_episodes,
     list_parts,
     open_log,
@@ -131,7 +133,8 @@ class DatasetWriter:
             writer.close()
             raise
         writer.count = len(files)
-        writer._next = files[-1].number + 1 if files else 0
+        # A number that was committed once is not used again, even where its episode is gone.
+        writer._next = max(files[-1].number if files else -1, highest_committed(path)) + 1
         return writer
 
     @classmethod
@@ -220,8 +223,16 @@ class DatasetWriter:
         try:
             if self._live is not None:
                 self._live.abandon()
+            if self._lock.held:
+                self._note_committed()
         finally:
             self._lock.release()
+
+    def _note_committed(self) -> None:
+        """Say how far the numbers went, so that a loss of the last episodes is noticed."""
+        if self._next - 1 > highest_committed(self.path):
+            with contextlib.suppress(StorageError):  # nothing depends on it
+                write_json(self.path / COMMITTED, {"through": self._next - 1})
 
     def __enter__(self) -> DatasetWriter:
         return self

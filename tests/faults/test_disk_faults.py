@@ -20,7 +20,8 @@ import pytest
 from benchmarks.faults.samples import INFO, digest, is_beginning, make_episode, play, rows_of
 from robot_rl.data import DatasetWriter, RecordingOptions, load_dataset, open_log, recording
 from robot_rl.data import files as data_files
-from robot_rl.data.verify import repair, verify
+from robot_rl.data.repair import repair
+from robot_rl.data.verify import verify
 from robot_rl.errors import InvalidInputError, StorageError
 
 

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.faults.kills import kill_recordings
 from benchmarks.faults.samples import INFO, digest, is_beginning, make_episode, play
 from robot_rl.data import DatasetWriter, open_log
-from robot_rl.data.verify import repair
+from robot_rl.data.repair import repair
 from robot_rl.errors import InvalidInputError
 
 

@@ -12,8 +12,16 @@ import pytest
 
 from benchmarks.faults.mcap_surgery import join, metadata_of, signed_metadata, split
 from benchmarks.faults.samples import INFO, digest, is_beginning, make_episode, play
-from robot_rl.data import DatasetInfo, DatasetWriter, RecordingOptions, open_log, recording
-from robot_rl.data.verify import repair, verify
+from robot_rl.data import (
+    DatasetInfo,
+    DatasetWriter,
+    RecordingOptions,
+    load_dataset,
+    open_log,
+    recording,
+)
+from robot_rl.data.repair import repair
+from robot_rl.data.verify import verify
 from robot_rl.errors import InvalidInputError
 
 
@@ -350,3 +358,63 @@ def test_without_hard_links_originals_are_copied(data, monkeypatch):
     assert repair(data)["ok"]
     assert {p.name: p.read_bytes() for p in (data / "set_aside").iterdir()} == {
         "000001.mcap": broken}
+
+
+# -- what was committed and is gone -------------------------------------------------------------
+
+
+@pytest.fixture
+def closed(tmp_path, episode) -> Path:
+    """Four episodes, and a writer that was closed in order."""
+    one = episode(5)
+    with DatasetWriter(tmp_path / "closed", DatasetInfo.of(one, task="Push")) as writer:
+        for number in range(4):
+            writer.append(episode(5, number))
+    return writer.path
+
+
+def test_the_last_episodes_are_missed_too(closed):
+    assert verify(closed)["ok"]
+    for number in (2, 3):
+        (closed / "episodes" / f"00000{number}.mcap").unlink()
+    found = verify(closed)
+    assert not found["ok"] and not found["complete"] and "episodes 2 to 3 are" in found["errors"][0]
+    with DatasetWriter.extend(closed) as writer:
+        assert writer.append(load_dataset(closed)[1][0]).name == "000004.mcap", "no number twice"
+    assert "episodes 2 to 3 are" in verify(closed)["errors"][0]
+    assert repair(closed)["missing"] == [[2, 3]]
+    assert verify(closed)["ok"] and repair(closed)["missing"] == []
+
+
+def test_a_folder_of_episodes_that_is_gone_is_an_error(closed):
+    shutil.rmtree(closed / "episodes")
+    found = verify(closed)
+    assert not found["ok"] and any("episodes is missing" in e for e in found["errors"])
+    assert any("episodes 0 to 3 are" in e for e in found["errors"])
+    repair(closed)
+    assert verify(closed)["ok"] and verify(closed)["episodes"] == 0
+
+
+def test_what_was_set_aside_is_not_missed(closed):
+    writer, _ = DatasetWriter.reopen(closed, 1)
+    writer.close()
+    assert verify(closed)["ok"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"through": "x"}', b'{"through": -4}',
+                                     b'{"through": 1e99}', b'{"through": true}'])
+def test_a_damaged_note_of_the_last_number_changes_nothing(closed, content):
+    (closed / ".committed.json").write_bytes(content)
+    assert verify(closed)["ok"]
+
+
+def test_copies_and_mixtures_are_warned_of(closed, tmp_path, episode, dataset_of):
+    shutil.copy(closed / "episodes" / "000001.mcap", closed / "episodes" / "000004.mcap")
+    other = episode(5, 7)
+    other.extra["observation.wrench"] = np.zeros((6, 6))
+    more = Path(dataset_of(tmp_path / "more", [other], "Push"))
+    shutil.copy(more / "episodes" / "000000.mcap", closed / "episodes" / "000005.mcap")
+    found = verify(closed)
+    assert found["ok"] and len(found["warnings"]) == 2
+    assert "000004.mcap holds the same episode as" in found["warnings"][0]
+    assert "in what it holds: observation.wrench" in found["warnings"][1]
