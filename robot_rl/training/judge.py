@@ -17,8 +17,8 @@ from robot_rl.training.checkpoint import read_info
 from robot_rl.training.collect import make_policy
 from robot_rl.training.evaluate import Policy, evaluate
 from robot_rl.training.playback import play_back
-from robot_rl.training.recorded import find_log
-from robot_rl.training.setup import EnvChoice, canonical_task, check_seed
+from robot_rl.training.recorded import find_log, recorded_info
+from robot_rl.training.setup import EnvChoice, canonical_task, check_seed, own_task
 
 REPLAY = "replay"
 
@@ -91,10 +91,9 @@ def judge(config: EvalConfig, env: EnvChoice) -> dict[str, Any]:
 
 def recorded_env(data: str) -> dict[str, Any]:
     """Options of the environment that a recording was made in, as far as it says."""
-    log = find_log(data)
-    info = log.info if log is not None else load_dataset(data)[0]
+    info = recorded_info(data)
     names = {f.name for f in dataclasses.fields(EnvChoice)}
-    return {**{k: v for k, v in info.env.items() if k in names}, "task": info.task}
+    return {**{k: v for k, v in info.env.items() if k in names}, "task": own_task(info.task)}
 
 
 def _replay(config: EvalConfig, env: EnvChoice) -> dict[str, Any]:

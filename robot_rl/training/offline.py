@@ -48,6 +48,7 @@ from robot_rl.training.setup import (
     check_seed,
     default_relabelling,
     new_agent,
+    own_task,
     read_options,
 )
 
@@ -142,11 +143,11 @@ def _pretrain(
 ) -> dict[str, Any]:
     data = folder or Path(config.data)
     info = recorded_info(data)
-    task = config.task or info.task
-    if task:
-        task = canonical_task(task)
-    if info.task and task != info.task:
-        raise InvalidInputError(f"the data is of the task {info.task}, not {task}")
+    # What data from elsewhere calls its task may be free text.
+    recorded = own_task(info.task)
+    task = canonical_task(config.task) if config.task else recorded
+    if recorded and task != recorded:
+        raise InvalidInputError(f"the data is of the task {recorded}, not {task}")
     env = env or EnvChoice(task=task, **_known_env(info.env))
     agent = new_agent(
         config.agent,
@@ -158,7 +159,8 @@ def _pretrain(
     rewarded = goal_functions(task, info)[0] is not None
     relabelling = relabelling or default_relabelling(config.agent, info.goal_dim if rewarded else 0)
     if config.eval_episodes and not task:
-        raise InvalidInputError("evaluation needs the data's task: give --task")
+        said = f"; the data says {info.task!r}, which is none of ours" if info.task else ""
+        raise InvalidInputError(f"evaluation needs the data's task: give --task{said}")
     if task and not is_external(task) and info.goal_dim != make_task(task).goal_dim:
         raise InvalidInputError(
             f"the data has goals of {info.goal_dim} numbers, the task {task} has "

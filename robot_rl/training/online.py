@@ -61,6 +61,7 @@ from robot_rl.training.setup import (
     dataset_info,
     default_relabelling,
     new_agent,
+    own_task,
     read_options,
 )
 
@@ -426,8 +427,9 @@ def _check_recorded(data: str, task: str, sizes: tuple[int, int, int]) -> None:
     if not data:
         return
     info = recorded_info(data)
-    if info.task and task and info.task != task:
-        raise InvalidInputError(f"the data {data} is of the task {info.task}, not {task}")
+    recorded = own_task(info.task)
+    if recorded and task and recorded != task:
+        raise InvalidInputError(f"the data {data} is of the task {recorded}, not {task}")
     found = (info.observation_shape[0], info.goal_dim, info.action_dim)
     if found != sizes:
         raise InvalidInputError(

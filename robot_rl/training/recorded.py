@@ -169,6 +169,8 @@ def imported(
     was moved; None where ``data`` can be read as it is."""
     from robot_rl.data.importers import detect, import_dataset
 
+    if not Path(data).exists():
+        raise InvalidInputError(f"dataset: {data} does not exist")
     kind = None if (Path(data) / "dataset.json").is_file() else detect(data)
     if kind is None or (kind == "npz" and not mapping):
         if mapping or rate_hz:

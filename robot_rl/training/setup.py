@@ -13,7 +13,7 @@ from robot_rl.agents.base import Agent
 from robot_rl.data import DatasetInfo, Relabelling
 from robot_rl.envs.external import is_external, make_external
 from robot_rl.envs.factory import make_env
-from robot_rl.envs.tasks import make_task
+from robot_rl.envs.tasks import TASKS, make_task
 from robot_rl.errors import InvalidInputError
 from robot_rl.training.evaluate import unwrap
 from robot_rl.training.runs import read_config
@@ -94,6 +94,14 @@ def check_seed(seed: int) -> None:
     """Raise InvalidInputError unless every generator here takes ``seed``."""
     if not 0 <= seed < 2**31:
         raise InvalidInputError(f"seed is {seed}, should be in [0, {2**31})")
+
+
+def own_task(task: str) -> str:
+    """The name of a task that an environment can be made of, or "" for free text, as recorded data
+    may say."""
+    if is_external(task):
+        return task
+    return next((name for name in TASKS if name.lower() == task.lower()), "")
 
 
 def canonical_task(task: str) -> str:

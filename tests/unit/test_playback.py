@@ -251,3 +251,22 @@ def test_a_task_from_elsewhere_is_judged_by_its_rule(tmp_path):
     values = judge(EvalConfig(policy="replay", data=str(tmp_path / "demos.npz")),
                    EnvChoice(task="AdroitHandDoor-v1"))
     assert values["recorded_success_rate"] == 0.5 and values["restored"] == 0
+
+
+@pytest.mark.parametrize("name", ["pick up the cup", "pick", "Nope", "reach"])
+def test_what_data_calls_its_task_may_be_free_text(walks, tmp_path, name):
+    data = walks(False)
+    description = json.loads((data / "dataset.json").read_text())
+    (data / "dataset.json").write_text(json.dumps({**description, "task": name}))
+    if name == "reach":  # ours, however it is written
+        with pytest.raises(InvalidInputError, match="goals of 2 numbers, the task Reach has 3"):
+            pretrain(PretrainConfig(data=str(data), steps=2, out=str(tmp_path / "run")),
+                     agent_overrides=SMALL, quiet=True)
+        return
+    values = pretrain(PretrainConfig(data=str(data), steps=2, out=str(tmp_path / "run")),
+                      agent_overrides=SMALL, quiet=True)
+    assert values["steps"] == 2
+    assert resume_pretrain(tmp_path / "run", steps=3, quiet=True)["steps"] == 3
+    with pytest.raises(InvalidInputError, match="give --task; the data says .* none of ours"):
+        pretrain(PretrainConfig(data=str(data), steps=2, eval_episodes=1,
+                                out=str(tmp_path / "other")), agent_overrides=SMALL, quiet=True)
