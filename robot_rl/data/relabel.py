@@ -24,6 +24,8 @@ TerminateFunction = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
 #: (generator, size) to goals (size, g), e.g. decoded from a generative model's prior.
 GoalPrior = Callable[[np.random.Generator, int], NDArray[Any]]
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 def _share(text: str, default: float = 0.0) -> Any:
     return field(default=default, metadata={"help": text})
@@ -39,15 +41,18 @@ class Relabelling:
     - ``next``: a_{t+1}.
     - ``future``: a_i, i uniform over t+1 .. T (hindsight relabelling).
     - ``final``: a_T.
-    - ``random``: what a state achieved that is drawn uniformly from all states of the buffer.
+    - ``random``: what a state achieved that is drawn uniformly from all states of the buffer that
+      sampled transitions start or end at.
     - ``geometric``: a_{t+k}, P(k) = (1 - d) d^(k-1) / (1 - d^(T-t)) for k in 1 .. T-t, with
       d = ``geometric_discount``: the discounted future, cut at the episode's end.
     - ``swap``: the recorded goal of another episode, drawn uniformly; never the transition's own
       where there are two or more (goal swapping, seed 003, Algorithm 1).
     - ``prior``: drawn from a generative prior over goals (as RIG does, seed 001, ch. 2).
 
-    All but the first have their rewards recomputed. A batch holds exactly these shares, rounded so
-    that they add up, in the order of ``NAMES``.
+    T is the end of the part of the episode that t lies in: nothing is taken from beyond a step that
+    terminated, or from another controller's steps. All but the first have their rewards recomputed.
+    A batch holds these shares in the order of ``NAMES``, each rounded up or down at random, so that
+    it is met on average by batches of any size (systematic sampling).
 
     Raises:
         InvalidInputError: a share or the discount is out of range.
@@ -91,15 +96,26 @@ class Relabelling:
         """Whether any goal is not the recorded one."""
         return sum(self.shares[1:]) > 0.0
 
-    def counts(self, size: int) -> list[int]:
-        """How many of ``size`` transitions get which kind of goal, in the order of ``NAMES``."""
-        return list(_counts(self.shares, size))
+    def counts(self, size: int, uniform: float) -> list[int]:
+        """How many of ``size`` transitions get which kind of goal, in the order of ``NAMES``.
+
+        Args:
+            uniform: drawn from [0, 1); each count is then within 1 of its share of ``size``, and
+                its expectation is just that.
+        """
+        found, before = [], 0
+        for edge in _edges(self.shares):
+            after = min(int(edge * size + uniform), size)
+            found.append(after - before)
+            before = after
+        return found
 
 
 @functools.lru_cache(maxsize=64)
-def _counts(shares: tuple[float, ...], size: int) -> tuple[int, ...]:
-    edges = np.rint(np.cumsum(np.asarray(shares) / sum(shares)) * size).astype(int)
-    return tuple(int(n) for n in np.diff(edges, prepend=0))
+def _edges(shares: tuple[float, ...]) -> tuple[float, ...]:
+    """Where each share ends, the last that is not 0 at exactly 1."""
+    sums = np.cumsum(shares)
+    return tuple(float(edge) for edge in sums / sums[-1])
 
 
 @dataclass(frozen=True)
@@ -107,12 +123,15 @@ class GoalTable:
     """What goals are taken from.
 
     ``achieved`` (R, g) of every state, ``desired`` (E, g) of every episode; ``prior`` where goals
-    are drawn from one.
+    are drawn from one. ``states`` and ``episodes``, ascending, are the rows of the two that goals
+    of others may be drawn from; None for all.
     """
 
     achieved: NDArray[np.float32]
     desired: NDArray[np.float32]
     prior: GoalPrior | None = None
+    states: NDArray[np.int64] | None = None
+    episodes: NDArray[np.int64] | None = None
 
 
 def draw_goals(
@@ -123,14 +142,17 @@ def draw_goals(
     episode: NDArray[Any],
     rng: np.random.Generator,
     out: NDArray[np.float32] | None = None,
+    counts: list[int] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Goals for the transitions that start at the states ``at``.
 
     Args:
         at: (B,) row of ``table.achieved`` of s_t; s_{t+k} has the row ``at`` + k.
         left: (B,) steps T - t, at least 1, from there to the last state of its episode.
-        episode: (B,) number of its episode, a row of ``table.desired``.
+        episode: (B,) number of its episode, a row of ``table.desired``; one of those that goals
+            may be drawn from.
         out: (B, g) array for the goals; a new one if None.
+        counts: how many get which kind of goal, see :meth:`Relabelling.counts`; drawn if None.
 
     Returns:
         The goals (B, g), and the offsets (B,): how many steps after t the state comes that the
@@ -138,13 +160,15 @@ def draw_goals(
 
     Raises:
         InvalidInputError: goals of a prior are wanted and it is missing, or they have another
-            shape than the table's.
+            shape than the table's or are not finite.
     """
     size = len(at)
     goal = np.empty((size, table.achieved.shape[1]), np.float32) if out is None else out
     offset = np.full(size, -1, np.int64)
     start = 0
-    for kind, count in zip(Relabelling.NAMES, relabelling.counts(size), strict=True):
+    if counts is None:
+        counts = relabelling.counts(size, rng.random())
+    for kind, count in zip(Relabelling.NAMES, counts, strict=True):
         if count == 0:
             continue
         part = slice(start, start + count)
@@ -152,12 +176,15 @@ def draw_goals(
         if kind == "original":
             table.desired.take(episode[part], axis=0, out=goal[part], mode="clip")
         elif kind == "swap":
-            other = _other_episodes(episode[part], len(table.desired), rng)
+            other = _other_episodes(episode[part], table, rng)
             table.desired.take(other, axis=0, out=goal[part], mode="clip")
         elif kind == "prior":
             goal[part] = _from_prior(table, count, rng)
         elif kind == "random":
-            source = rng.integers(0, len(table.achieved), count)
+            choices = table.achieved if table.states is None else table.states
+            source = rng.integers(0, len(choices), count)
+            if table.states is not None:
+                source = table.states.take(source)
             table.achieved.take(source, axis=0, out=goal[part], mode="clip")
         else:
             steps = _steps_ahead(kind, left[part], relabelling.geometric_discount, rng)
@@ -183,13 +210,17 @@ def _steps_ahead(
 
 
 def _other_episodes(
-    own: NDArray[Any], episodes: int, rng: np.random.Generator
+    own: NDArray[Any], table: GoalTable, rng: np.random.Generator
 ) -> NDArray[np.int64]:
+    episodes = len(table.desired) if table.episodes is None else len(table.episodes)
     if episodes < 2:
         return own.astype(np.int64)
     other = rng.integers(0, episodes - 1, len(own))
-    other += other >= own
-    return other
+    if table.episodes is None:
+        other += other >= own
+        return other
+    other += other >= np.searchsorted(table.episodes, own)
+    return table.episodes.take(other)
 
 
 def _from_prior(table: GoalTable, count: int, rng: np.random.Generator) -> NDArray[Any]:
@@ -203,7 +234,18 @@ def _from_prior(table: GoalTable, count: int, rng: np.random.Generator) -> NDArr
         raise InvalidInputError(
             f"relabelling: the prior returned goals of shape {goals.shape}, should be {expected}"
         )
+    if not fits_float32(goals):
+        raise InvalidInputError(
+            "relabelling: the prior returned goals that hold values which are no finite float32"
+        )
     return goals
+
+
+def fits_float32(values: NDArray[Any]) -> bool:
+    """Whether all are numbers that are finite as float32."""
+    if values.dtype in (np.float32, np.float16):
+        return bool(np.isfinite(values).all())
+    return values.dtype.kind in "fiub" and bool((np.abs(values) <= _LARGEST).all())
 
 
 def evaluate_function(
@@ -215,7 +257,8 @@ def evaluate_function(
     """A task's ``function`` on (..., g) achieved and desired goals, as (...,).
 
     Raises:
-        InvalidInputError: what it returns, which ``what`` names, has another shape.
+        InvalidInputError: what it returns, which ``what`` names, has another shape, or is no finite
+            float32.
     """
     goal_dim = achieved.shape[-1]
     values = np.asarray(function(achieved.reshape(-1, goal_dim), desired.reshape(-1, goal_dim)))
@@ -224,6 +267,10 @@ def evaluate_function(
         raise InvalidInputError(
             f"the {what} function returned shape {values.shape} for {count} goals, should be "
             f"({count},)"
+        )
+    if not fits_float32(values):
+        raise InvalidInputError(
+            f"the {what} function returned values that are no finite float32 for {count} goals"
         )
     return values.reshape(achieved.shape[:-1])
 

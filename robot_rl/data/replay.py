@@ -51,7 +51,7 @@ class Replay(EpisodeTables):
 
     Args:
         observation_dim, goal_dim, action_dim: sizes of a row.
-        discount: gamma, of the returned ``discount`` (0 where the step terminated).
+        discount: gamma, in [0, 1], of the returned ``discount`` (0 where the step terminated).
         relabelling: shares of goals; only the original makes sense where ``goal_dim`` is 0,
             unless goals will be latents of images (:meth:`encode_goals`).
         reward: recomputes rewards from (achieved, desired), (B, g) each to (B,); needed for any
@@ -62,7 +62,7 @@ class Replay(EpisodeTables):
         prior: draws goals, (generator, size) to (size, g), for the share ``prior``.
         n_step: rewards are discounted sums of up to so many steps, next states those after them.
         include_resets: also sample the steps of automated resets, which otherwise neither are
-            sampled nor give goals to what came before them nor count into its n-step rewards.
+            sampled nor give goals to others nor count into n-step rewards.
         cameras: frames' (H, W, C) by the cameras to keep images of.
         memory_limit: bytes that the arrays may take before they go to files; None for half of
             the memory there is.
@@ -102,6 +102,8 @@ class Replay(EpisodeTables):
                     f"relabelling: prior is {self.relabelling.prior}, but no generative prior over "
                     "goals was given"
                 )
+        if not 0.0 <= discount <= 1.0:
+            raise InvalidInputError(f"discount is {discount}, should be in [0, 1]")
         if n_step < 1:
             raise InvalidInputError(f"n_step is {n_step}, should be at least 1")
         super().__init__(
@@ -125,7 +127,9 @@ class Replay(EpisodeTables):
     ) -> Follower:
         """What adds the episodes that another process commits to the log ``path``.
 
-        Begins after those that are here already. ``prepare`` changes each before it is added.
+        Begins after those that are here already. ``prepare`` changes each before it is added. An
+        episode counts as new if its number, size or time is. What was set aside or removed from
+        the log meanwhile stays in the buffer.
         """
         return Follower(self, path, prepare)
 
@@ -149,15 +153,17 @@ class Replay(EpisodeTables):
         Args:
             extras: further keys, of ``EXTRAS``. ``offset`` (B,) int64: how many steps later the
                 state comes that the goal was taken from, -1 where it is not from the transition's
-                own future. ``goal_discount`` (B,): gamma^offset, 1 where that is -1: the
-                discounted relabelling weight of WGCSL (seed 002). ``intervention``, ``success``
-                (B,) bool: as recorded. ``episode``, ``step`` (B,) int64: where it comes from.
-                ``achieved``, ``next_achieved`` (B, g): of its states.
+                own future. ``goal_discount`` (B,): gamma^offset, the discounted relabelling
+                weight of WGCSL (seed 002), and 1 where offset is -1, as WGCSL says nothing of
+                goals that are not of the own future; mask those by ``offset`` if need be.
+                ``intervention``, ``success`` (B,) bool: as recorded. ``episode``, ``step`` (B,)
+                int64: where it comes from. ``achieved``, ``next_achieved`` (B, g): of its states.
             cameras: adds ``images`` and, with ``next_images``, also ``next_images``: dicts of
                 (B, H, W, C) uint8 by camera.
 
         Raises:
-            InvalidInputError: the buffer is empty, or has no such extra or camera.
+            InvalidInputError: the buffer is empty, or has no such extra or camera; or the reward,
+                the terminate function or the prior returns something else than it should.
         """
         tables = self.tables
         if tables.transitions == 0:
@@ -210,16 +216,18 @@ class Replay(EpisodeTables):
         ints = row.view(np.int32)
         batch["observation"][...] = row[:, :dim]
         batch["action"][...] = row[:, dim : layout.reward]
-        offset = np.full(size, -1, np.int64)
+        offset, kept = np.full(size, -1, np.int64), size
         if batch["goal"].shape[1]:
+            counts = self.relabelling.counts(size, rng.random())
+            kept = counts[0]
             _, offset = draw_goals(self.relabelling, tables.goals, at, ints[:, self._left],
-                                   ints[:, layout.episode], rng, out=batch["goal"])
+                                   ints[:, layout.episode], rng, out=batch["goal"], counts=counts)
         if self.n_step == 1:
             steps: Any = 1
-            self._fill_rewards(tables, batch, at, row)
+            self._fill_rewards(tables, batch, at, row, kept)
             batch["next_observation"][...] = pairs[:, 1, :dim]
         else:
-            steps = self._fill_returns(tables, batch, at, ints[:, self._left])
+            steps = self._fill_returns(tables, batch, at, ints[:, self._left], kept)
             ends = tables.rows.take(at + steps, axis=0)
             batch["next_observation"][...] = ends[:, :dim]
         for name, frames in batch.get("images", {}).items():
@@ -229,18 +237,14 @@ class Replay(EpisodeTables):
         if len(batch) > 6:
             self._fill_extras(tables, batch, at, at + steps, offset, ints)
 
-    def _recomputed(self, tables: Tables, size: int) -> tuple[int, int]:
-        """First transition of a batch with another reward, and with another end, than recorded."""
-        kept = self.relabelling.counts(size)[0] if tables.goals.achieved.shape[1] else size
-        return (0 if tables.encoded and tables.reward is not None else kept), kept
-
     def _fill_rewards(
-        self, tables: Tables, batch: dict[str, Any], at: NDArray[Any], row: NDArray[Any]
+        self, tables: Tables, batch: dict[str, Any], at: NDArray[Any], row: NDArray[Any], kept: int
     ) -> None:
+        """Rewards and discounts of one step; the first ``kept`` have their recorded goals."""
         reward, discount, size = batch["reward"], batch["discount"], len(at)
         reward[...] = row[:, self.layout.reward]
         np.multiply(row[:, self.layout.continues], np.float32(self.discount), out=discount)
-        first, kept = self._recomputed(tables, size)
+        first = 0 if tables.encoded else kept
         if first == size or tables.reward is None:
             return
         achieved = tables.goals.achieved.take(at[first:] + 1, axis=0)
@@ -254,14 +258,15 @@ class Replay(EpisodeTables):
                 discount[kept:][ends.astype(np.bool_)] = 0.0
 
     def _fill_returns(
-        self, tables: Tables, batch: dict[str, Any], at: NDArray[Any], left: NDArray[Any]
+        self, tables: Tables, batch: dict[str, Any], at: NDArray[Any], left: NDArray[Any],
+        kept: int,
     ) -> NDArray[np.int64]:
         """The same for n steps; returns how many are taken, (B,)."""
         size = len(at)
         steps = at[:, None] + np.minimum(np.arange(self.n_step), left[:, None] - 1)
         rewards = tables.rows[:, self.layout.reward][steps].astype(np.float64)
         ends = tables.rows[:, self.layout.continues][steps] == 0.0
-        first, kept = self._recomputed(tables, size)
+        first = 0 if tables.encoded else kept
         if first < size and tables.reward is not None:
             achieved = tables.goals.achieved.take(steps[first:] + 1, axis=0)
             goal = np.repeat(batch["goal"][first:, None], self.n_step, axis=1)
@@ -315,14 +320,14 @@ class Follower:
         from robot_rl.data.log import open_log
 
         with self._lock:
-            log = open_log(self.path)
-            key, added = self.path.resolve(), 0
+            log, added = open_log(self.path), 0
+            seen = self.replay.sources.setdefault(self.path.resolve(), set())
             for file in log.files:
-                if file.number <= self.replay.sources.get(key, -1):
+                if (file.number, file.size, file.mtime_ns) in seen:
                     continue
                 episode = log.read(file, images=bool(self.replay.cameras))
                 self.replay.add_all(self._prepare([episode]) if self._prepare else [episode])
-                self.replay.sources[key] = file.number
+                seen.add((file.number, file.size, file.mtime_ns))
                 added += 1
             return added
 
@@ -333,10 +338,11 @@ class MixedReplay:
     Practice has at most the share ``online_fraction`` of a batch (seed 001, ch. 10 uses .6), and
     never more than its share of all transitions: a large part of every batch from a few fresh
     episodes would overfit the critics to them, and what was pretrained would be lost again. With
-    ``strict`` it always has the share ``online_fraction``, as the paper does.
+    ``strict`` it always has the share ``online_fraction``, as the paper does. The share is met on
+    average: each batch's number is rounded up or down at random.
 
     Raises:
-        InvalidInputError: the share is out of range.
+        InvalidInputError: the share is out of range, or the buffers' discounts or n-step differ.
     """
 
     def __init__(
@@ -344,6 +350,12 @@ class MixedReplay:
     ) -> None:
         if not 0.0 <= online_fraction <= 1.0:
             raise InvalidInputError(f"online_fraction is {online_fraction}, should be in [0, 1]")
+        for name in ("discount", "n_step"):
+            values = getattr(offline, name), getattr(online, name)
+            if values[0] != values[1]:
+                raise InvalidInputError(
+                    f"the buffers to mix have {name} {values[0]} and {values[1]}, should be one"
+                )
         self.offline, self.online, self.online_fraction = offline, online, online_fraction
         self.strict = strict
 
@@ -362,22 +374,20 @@ class MixedReplay:
             InvalidInputError: as there, or the buffers' sizes differ.
         """
         recorded, fresh = self.offline.tables, self.online.tables
-        share = fresh.transitions / max(fresh.transitions + recorded.transitions, 1)
-        practice = round(size * (self.online_fraction if self.strict
-                                 else min(self.online_fraction, share)))
-        if fresh.transitions == 0:
-            practice = 0
-        elif recorded.transitions == 0:
-            practice = size
         options: dict[str, Any] = {"extras": extras, "cameras": cameras,
                                    "next_images": next_images}
-        if practice == 0:
+        if fresh.transitions == 0:
             return self.offline.sample(size, rng, **options)
-        if practice == size:
+        if recorded.transitions == 0:
             return self.online.sample(size, rng, **options)
         sizes = [(*r.sizes, r.goal_dim, r.cameras) for r in (self.offline, self.online)]
         if sizes[0] != sizes[1]:
             raise InvalidInputError(f"the buffers to mix have sizes {sizes[0]} and {sizes[1]}")
+        share = fresh.transitions / (fresh.transitions + recorded.transitions)
+        share = self.online_fraction if self.strict else min(self.online_fraction, share)
+        practice = min(int(size * share + rng.random()), size)
+        if practice in (0, size):
+            return (self.online if practice else self.offline).sample(size, rng, **options)
         batch = self.offline.allocate(size, recorded, extras, cameras, next_images)
         self.offline.fill(recorded, _part(batch, slice(0, size - practice)), rng)
         self.online.fill(fresh, _part(batch, slice(size - practice, size)), rng)

@@ -7,11 +7,15 @@ files without a name, which are gone with the process, however it ends.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
+import stat
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +43,107 @@ def default_memory_limit() -> int:
     except (OSError, ValueError):
         pass
     return max(limit // 2, 1 << 20)
+
+
+class UnsafeError(OSError):
+    """Something in a folder is a link, or neither a plain file nor a folder."""
+
+
+class Folder:
+    """A folder that is held open, so that nothing below it is reached through a link.
+
+    What lies in a dataset that came from elsewhere may be anything: links that lead out of it,
+    pipes that never answer, other names of somebody's files.
+
+    Raises:
+        UnsafeError: from every method, what was asked for is such a thing.
+        OSError: it cannot be read or written.
+    """
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    @classmethod
+    @contextmanager
+    def opened(cls, base: Path, below: tuple[str, ...], *, create: bool) -> Iterator[Folder]:
+        """The folder ``below`` the folder ``base``, which itself may be reached by links."""
+        if create:
+            base.mkdir(parents=True, exist_ok=True)
+        folder = cls(os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        try:
+            for name in below:
+                with folder:
+                    folder = folder.sub(name, create=create)
+            yield folder
+        finally:
+            folder.close()
+
+    def close(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+        self._handle = -1
+
+    def __enter__(self) -> Folder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def sub(self, name: str, *, create: bool = False) -> Folder:
+        """The folder ``name`` in this one, made if it is missing and ``create`` says so."""
+        if create:
+            try:
+                os.mkdir(name, 0o755, dir_fd=self._handle)
+            except FileExistsError:
+                pass
+        return Folder(self._open(name, os.O_RDONLY | os.O_DIRECTORY))
+
+    def file(self, name: str, flags: int = os.O_RDONLY) -> int:
+        """A descriptor of the plain file ``name``; one to write to has no other name."""
+        handle = self._open(name, flags)
+        found = os.fstat(handle)
+        writes = flags & os.O_ACCMODE != os.O_RDONLY
+        if not stat.S_ISREG(found.st_mode) or (writes and found.st_nlink != 1):
+            os.close(handle)
+            raise UnsafeError(errno.EINVAL, f"{name} is no plain file")
+        return handle
+
+    def names(self) -> list[str]:
+        """Everything in it."""
+        return os.listdir(self._handle)
+
+    def rename(self, name: str, to: str) -> None:
+        """Give the file ``name`` another one, in place of what has it."""
+        os.replace(name, to, src_dir_fd=self._handle, dst_dir_fd=self._handle)
+
+    def unlink(self, name: str) -> None:
+        """Remove the file ``name`` if it is there."""
+        try:
+            os.unlink(name, dir_fd=self._handle)
+        except FileNotFoundError:
+            pass
+
+    def remove_folder(self, name: str) -> None:
+        """Remove the folder ``name`` and the files in it; one with folders in it stays."""
+        with self.sub(name) as folder:
+            for file in folder.names():
+                folder.unlink(file)
+        os.rmdir(name, dir_fd=self._handle)
+
+    def free_bytes(self) -> tuple[int, int]:
+        """Bytes of the disk that are free, and all."""
+        found = os.fstatvfs(self._handle)
+        return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+
+    def _open(self, name: str, flags: int) -> int:
+        # A pipe would wait for somebody at its other end.
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            return os.open(name, flags, 0o644, dir_fd=self._handle)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO):
+                raise UnsafeError(error.errno, f"{name} is no plain file or folder") from None
+            raise
 
 
 class Scratch:
@@ -137,7 +242,7 @@ class Table:
 
         A reader that holds the array that was there before goes on reading from it.
         """
-        if rows <= len(self.array):
+        if rows <= len(self.array) and self.array.flags.writeable:
             return self.array
         size = max(rows, 2 * len(self.array)) if self._file is None else rows
         grown = size * self.row_bytes
@@ -180,14 +285,17 @@ class Frames:
         self._file: ScratchFile | None = None
         self._kind = "fixed"  # what the last segment is: fixed (full or mapped), memory or file
         self._recycled = Recycler()
+        self._end = 0  # how many were written, also by an addition that failed later
         # First frame and frames (n, H x W x C) of each segment.
         self.segments: tuple[tuple[int, NDArray[np.uint8]], ...] = ()
 
     def adopt(self, frames: NDArray[np.uint8], count: int) -> int:
         """Add frames (n, H, W, C) after the first ``count``, without a copy; returns the sum."""
+        self._rewind(count)
         self._close(count)
         self.segments = (*self.segments, (count, frames.reshape(-1, self.frame_bytes)))
-        return count + len(frames)
+        self._end = count + len(frames)
+        return self._end
 
     def write(self, frames: NDArray[np.uint8], count: int) -> int:
         """Write frames (n, H, W, C) after the first ``count``; returns the sum.
@@ -196,6 +304,7 @@ class Frames:
             InvalidInputError: neither memory nor the scratch folder has room for them.
         """
         done = 0
+        self._rewind(count)
         while done < len(frames):
             room = self._room(count, len(frames) - done)
             first, segment = self.segments[-1]
@@ -205,15 +314,23 @@ class Frames:
                 self._scratch.used += part.nbytes
             done += len(part)
             count += len(part)
+            self._end = count
         return count
 
     def take(self, index: NDArray[Any], out: NDArray[np.uint8]) -> None:
-        """Copy the frames ``index`` (B,) to ``out`` (B, H, W, C)."""
+        """Copy the frames ``index`` (B,) to ``out`` (B, H, W, C).
+
+        Raises:
+            IndexError: a frame is not there.
+        """
         flat = out.reshape(-1, self.frame_bytes)
         segments = self.segments
         if len(segments) == 1:
+            if len(index) and not 0 <= index.min() <= index.max() < len(segments[0][1]):
+                raise IndexError(f"frame {index.max()} of {len(segments[0][1])}")
             segments[0][1].take(index, axis=0, out=flat, mode="clip")
             return
+        filled = 0
         spare = self._recycled.empty(flat.shape, np.uint8)
         for first, segment in segments:
             here = np.flatnonzero((index >= first) & (index < first + len(segment)))
@@ -224,6 +341,24 @@ class Frames:
                 part = spare[: len(here)]
                 segment.take(index[here] - first, axis=0, out=part, mode="clip")
                 flat[here] = part
+                filled += len(here)
+        if filled != len(index):
+            raise IndexError(f"{len(index) - filled} of {len(index)} frames are not there")
+
+    def _rewind(self, count: int) -> None:
+        """Forget the frames from ``count`` on, which belong to an episode that was not added."""
+        if self._end <= count:
+            return
+        if self._kind == "memory":
+            first = self.segments[-1][0]
+            self._scratch.used -= (self._end - max(first, count)) * self.frame_bytes
+        kept = tuple(one for one in self.segments if one[0] < count)
+        if len(kept) < len(self.segments):
+            self._kind, self._file = "fixed", None
+        if kept and self._kind == "fixed":
+            first, segment = kept[-1]
+            kept = (*kept[:-1], (first, segment[: count - first]))
+        self.segments, self._end = kept, count
 
     def _close(self, count: int) -> None:
         """Write no more to the last segment."""
@@ -254,13 +389,16 @@ class Frames:
         first, segment = self.segments[-1]
         if count + more > first + len(segment):
             raw = self._file.bytes((count + more - first) * self.frame_bytes)
-            self.segments = self.segments[:-1]
-            self._add_segment(first, raw, len(raw) // self.frame_bytes)
+            self._add_segment(first, raw, len(raw) // self.frame_bytes, in_place_of=1)
         return more
 
-    def _add_segment(self, first: int, raw: NDArray[np.uint8], size: int) -> None:
+    def _add_segment(
+        self, first: int, raw: NDArray[np.uint8], size: int, in_place_of: int = 0
+    ) -> None:
         frames = raw[: size * self.frame_bytes].reshape(size, self.frame_bytes)
-        self.segments = (*self.segments, (first, frames))
+        # One assignment: a reader never sees fewer frames than there were.
+        kept = self.segments[: len(self.segments) - in_place_of]
+        self.segments = (*kept, (first, frames))
 
 
 def _reserve(size: int, least: int) -> NDArray[np.uint8] | None:

@@ -12,13 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robot_rl.data.episodes import Episode
-from robot_rl.data.relabel import GoalPrior, GoalTable, RewardFunction, TerminateFunction
+from robot_rl.data.relabel import (
+    GoalPrior,
+    GoalTable,
+    RewardFunction,
+    TerminateFunction,
+    fits_float32,
+)
 from robot_rl.data.rows import (
     RESET,
     Layout,
     Packed,
     check_camera,
     check_sizes,
+    checked,
     pack_goals,
     used_frames,
 )
@@ -98,8 +105,8 @@ class EpisodeTables:
         self.cameras: dict[str, tuple[int, int, int]] = {
             name: (int(h), int(w), int(c)) for name, (h, w, c) in (cameras or {}).items()
         }
-        #: Number of the last episode that came from each log.
-        self.sources: dict[Path, int] = {}
+        #: Number, size and time of the files of the episodes that came from each log.
+        self.sources: dict[Path, set[tuple[int, int, int]]] = {}
         self._relabelled = relabelled
         self._scratch = Scratch(memory_limit, scratch)
         self._encoder: _Encoder | None = None
@@ -111,6 +118,9 @@ class EpisodeTables:
         self._rows = table((self.layout.width,), np.float32)
         self._valid = table((), np.int64)
         self._first = table((), np.int64)
+        # Where goals of others come from, once that is not everywhere.
+        self._goal_states = Table((), np.int64, 1, self._scratch)
+        self._goal_episodes = Table((), np.int64, 1, self._scratch)
         self._achieved = table((goal_dim,), np.float32)
         self._desired = table((goal_dim,), np.float32)
         self._index = {name: table((), np.int32) for name in self.cameras}
@@ -168,9 +178,11 @@ class EpisodeTables:
         """Add an episode; safe while other threads sample or add.
 
         Raises:
-            InvalidInputError: its sizes are not the buffer's, it lacks a camera, it terminates and
-                cannot be relabelled, or there is no room; the buffer is as it was before.
+            InvalidInputError: its arrays do not fit each other or hold values that cannot be, its
+                sizes are not the buffer's, it lacks a camera, it terminates and cannot be
+                relabelled, or there is no room; the buffer is as it was before.
         """
+        episode = checked(episode)
         check_sizes(episode, self.sizes)
         images = {name: used_frames(check_camera(episode, name, shape))
                   for name, shape in self.cameras.items()}
@@ -188,7 +200,9 @@ class EpisodeTables:
             for name, (new, index) in images.items():
                 self._index[name].reserve(end, count)[count:end] = index + frames[name]
                 frames[name] = self._frames[name].write(new, frames[name])
-            self._publish(end, number + 1, self._add_valid(rows, count), frames)
+            starts = self._starts(rows)
+            goals = self._goal_sources(starts, np.zeros(1, np.int64), count, number)
+            self._publish(end, number + 1, self._add_valid(starts, count), frames, goals)
 
     def add_all(self: T, episodes: Iterable[Episode]) -> T:
         """Add several; returns itself."""
@@ -214,6 +228,8 @@ class EpisodeTables:
                 raise InvalidInputError(f"packed rows have no camera {name!r} of shape {shape}")
         if not packed.rows[:, layout.continues].all():
             self._check_terminations()
+        if len(packed.rows) == 0:
+            return
         with self._lock:
             count, number = self.tables.count, self.tables.episodes
             end, episodes = count + len(packed.rows), number + len(packed.first)
@@ -233,31 +249,53 @@ class EpisodeTables:
                 index[count:end] = packed.index[name]
                 index[count:end] += frames[name]
                 frames[name] = self._frames[name].adopt(packed.frames[name], frames[name])
-            transitions = self._add_valid(self._rows.array[count:end], count)
-            self._publish(end, episodes, transitions, frames)
+            starts = self._starts(self._rows.array[count:end])
+            goals = self._goal_sources(starts, packed.first, count, number)
+            self._publish(end, episodes, self._add_valid(starts, count), frames, goals)
 
     def _check_terminations(self) -> None:
         if self._relabelled and self.tables.terminate is None:
             raise InvalidInputError(_NO_TERMINATION)
 
-    def _add_valid(self, rows: NDArray[np.float32], first: int) -> int:
-        """Note which of the new ``rows`` transitions start at; returns how many there are."""
+    def _starts(self, rows: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Whether transitions that are sampled start at these rows."""
         ints = rows.view(np.int32)
         starts = ints[:, self.layout.left_in_all] > 0
         if not self.include_resets:
             starts &= (ints[:, self.layout.flags] & RESET) == 0
+        return starts
+
+    def _add_valid(self, starts: NDArray[np.bool_], first: int) -> int:
+        """Note the rows from ``first`` on at which transitions start; returns how many there are
+        in all."""
         new = np.flatnonzero(starts) + first
         have = self.tables.transitions
         self._valid.reserve(have + len(new), have)[have : have + len(new)] = new
         return have + len(new)
 
+    def _goal_sources(
+        self, starts: NDArray[np.bool_], firsts: NDArray[np.int64], row: int, number: int
+    ) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
+        """The states and episodes whose goals others may get, after the new ones from ``row`` and
+        ``number`` on: what sampled transitions start or end at, and what has any. None for all."""
+        touched = starts.copy()
+        touched[1:] |= starts[:-1]
+        old = self.tables.recorded
+        return (
+            _extended(self._goal_states, old.states, touched, row),
+            _extended(self._goal_episodes, old.episodes,
+                      np.logical_or.reduceat(starts, firsts), number),
+        )
+
     def _publish(
-        self, count: int, episodes: int, transitions: int, frames: dict[str, int]
+        self, count: int, episodes: int, transitions: int, frames: dict[str, int],
+        sources: tuple[NDArray[np.int64] | None, NDArray[np.int64] | None],
     ) -> None:
         """Let readers see what was written."""
         old = self.tables
         recorded = GoalTable(
-            self._achieved.array[:count], self._desired.array[:episodes], old.recorded.prior
+            self._achieved.array[:count], self._desired.array[:episodes], old.recorded.prior,
+            *sources,
         )
         tables = replace(
             old, rows=self._rows.array, valid=self._valid.array, first=self._first.array,
@@ -294,7 +332,7 @@ class EpisodeTables:
 
         Raises:
             InvalidInputError: no such camera, no reward although goals are relabelled, or latents
-                of another shape; goals are as they were before.
+                of another shape or not finite; goals are as they were before.
         """
         if camera is not None and camera not in self.cameras:
             raise unknown_name("camera", camera, self.cameras)
@@ -327,8 +365,8 @@ class EpisodeTables:
         if not encoder.latents:
             return tables
         achieved, desired = encoder.latents
-        goals = GoalTable(achieved.array[: tables.count], desired.array[: tables.episodes],
-                          tables.recorded.prior)
+        goals = replace(tables.recorded, achieved=achieved.array[: tables.count],
+                        desired=desired.array[: tables.episodes])
         return replace(tables, goals=goals)
 
     def _goal_inputs(
@@ -355,5 +393,22 @@ class EpisodeTables:
             raise InvalidInputError(
                 f"encoded goals have shape {latents.shape}, should be ({len(inputs)}, {wanted[0]})"
             )
+        if not fits_float32(latents):
+            raise InvalidInputError("encoded goals hold values that are no finite float32")
         end = at + len(latents)
         encoder.latents[which].reserve(end, at)[at:end] = latents
+
+
+def _extended(
+    table: Table, old: NDArray[np.int64] | None, chosen: NDArray[np.bool_], first: int
+) -> NDArray[np.int64] | None:
+    """``old`` and those of the numbers from ``first`` on that are ``chosen``; None for all."""
+    if old is None and chosen.all():
+        return None
+    have = first if old is None else len(old)
+    new = np.flatnonzero(chosen) + first
+    array: NDArray[np.int64] = table.reserve(have + len(new), have)
+    if old is None:
+        array[:have] = np.arange(first)
+    array[have : have + len(new)] = new
+    return array[: have + len(new)]

@@ -1,21 +1,24 @@
 """Replay buffers of logs: flat arrays beside a log, made once and mapped when it is opened again.
 
 The arrays are a cache in ``<log>/.cache/replay``, or in the user's cache folder where the log is
-read-only. It can be deleted at any time. One group of arrays holds rows and goals, and one more
-group each camera's frames:
+read-only, or what lies there is a link or no plain file, or frames would fill its disk. It can be
+deleted at any time. One group of arrays holds rows and goals, and one more group each camera's
+frames:
 
     lock                  held while a group is read or written
     state/view.json       what the group holds, and of which episode files
     state/g<16 hex>/      its arrays as they lie in memory: rows, achieved, desired, first, marks
 
 Episodes that a log has got since are appended. A group is built anew if its description, an array's
-size, time or (up to 1 GiB) checksum, or the name, size or time of an episode's file is not what it
-was.
+size, time or (up to 1 GiB) checksum, or the name, inode, size or times of an episode's file is not
+what it was, or if rows, goals or indices hold what no episode could have given. A dataset may come
+from anywhere: nothing of its cache is believed unchecked, and nothing in it is reached by a link.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -23,7 +26,6 @@ import mmap
 import os
 import re
 import secrets
-import shutil
 import sys
 import tempfile
 import urllib.parse
@@ -40,11 +42,15 @@ from robot_rl.data.episodes import FORMAT, DatasetInfo, Episode
 from robot_rl.data.log import EpisodeFile, Log, load_dataset, open_log
 from robot_rl.data.replay import Prepare, Replay
 from robot_rl.data.rows import Layout, Packed, check_camera, check_sizes, pack_goals, used_frames
-from robot_rl.data.store import default_memory_limit
+from robot_rl.data.store import Folder, UnsafeError, default_memory_limit
 from robot_rl.errors import InvalidInputError, unknown_name
 
-VIEW_FORMAT = 1
+VIEW_FORMAT = 2
 _LARGEST_CHECKED = 1 << 30
+_LARGEST_DESCRIPTION = 1 << 20
+_BLOCK = 1 << 16
+# Frames leave so much of a disk free: a robot's has to record the next episodes.
+_FREE_SHARE, _FREE_BYTES = 0.05, 2 << 30
 _GENERATION = re.compile(r"g[0-9a-f]{16}")
 
 
@@ -130,7 +136,8 @@ def open_replay(
         else:
             replay.add_all(prepare(source) if prepare else source)
         if isinstance(source, Log) and source.files:
-            replay.sources[Path(path).resolve()] = source.files[-1].number
+            replay.sources.setdefault(Path(path).resolve(), set()).update(
+                (file.number, file.size, file.mtime_ns) for file in source.files)
     return infos, replay
 
 
@@ -155,19 +162,19 @@ def open_view(
     groups += [_camera_group(name, shape) for name, shape in (cameras or {}).items()]
     limit = default_memory_limit() if memory_limit is None else memory_limit
     problem: OSError | None = None
-    for folder in _cache_folders(log.path):
+    for base, below in _cache_folders(log.path):
         try:
-            return _open_in(folder, log, groups, limit)
+            return _open_in(base, below, log, groups, limit)
         except OSError as error:
             problem = error
     try:
         # Mapped files stay until nobody maps them, though they have no name any more.
         with tempfile.TemporaryDirectory(prefix="robot_rl-view-") as temporary:
-            return _open_in(Path(temporary), log, groups, limit)
+            return _open_in(Path(temporary), (), log, groups, limit)
     except OSError as error:
         raise InvalidInputError(
             f"dataset: {log.path}: no folder for the replay's arrays can be written to: "
-            f"{(problem or error).strerror}"
+            f"{(problem or error).strerror}; with cache=False they stay in memory and scratch files"
         ) from None
 
 
@@ -229,56 +236,65 @@ def _camera_group(camera: str, shape: tuple[int, int, int]) -> _Group:
     })
 
 
-def _cache_folders(log: Path) -> Iterator[Path]:
-    yield log / ".cache" / "replay"
+def _cache_folders(log: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """Folders that are what the user says, and those below, in which no link is followed."""
+    yield log, (".cache", "replay")
     user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     name = hashlib.blake2b(os.fsencode(log.resolve()), digest_size=12).hexdigest()
-    yield Path(user) / "robot_rl" / "replay" / name
+    yield Path(user) / "robot_rl" / "replay", (name,)
 
 
 def _marks(files: Sequence[EpisodeFile]) -> NDArray[np.int64]:
-    """A number (E,) for each file that changes with its name, size or time."""
-    words = b"".join(
-        hashlib.blake2b(f"{file.path.name}:{file.size}:{file.mtime_ns}".encode(),
-                        digest_size=8).digest()
-        for file in files
-    )
-    return np.frombuffer(words, np.int64)
+    """A number (E,) for each file that changes with its name, inode, size or times."""
+    words = []
+    for file in files:
+        inode = ctime_ns = 0
+        with contextlib.suppress(OSError):  # reading it will tell
+            found = os.lstat(file.path)
+            inode, ctime_ns = found.st_ino, found.st_ctime_ns
+        text = f"{file.path.name}:{file.size}:{file.mtime_ns}:{inode}:{ctime_ns}"
+        words.append(hashlib.blake2b(text.encode(), digest_size=8).digest())
+    return np.frombuffer(b"".join(words), np.int64)
 
 
-def _open_in(folder: Path, log: Log, groups: list[_Group], limit: int) -> Packed:
-    """Read the groups in ``folder``, after bringing them up to date.
+def _open_in(
+    base: Path, below: tuple[str, ...], log: Log, groups: list[_Group], limit: int
+) -> Packed:
+    """Read the groups in the folder ``below`` ``base``, after bringing them up to date.
 
     Raises:
         OSError: the folder cannot be used.
         InvalidInputError: an episode cannot be read.
     """
     marks = _marks(log.files)
-    if (folder / "lock").exists():
-        with _locked(folder, fcntl.LOCK_SH):
-            stored = {group.name: _load(folder, group, marks, limit) for group in groups}
-            if all(one and one.counts["episode"] == len(marks) for one in stored.values()):
-                return _packed(groups, stored)
-            del stored
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder, fcntl.LOCK_EX):
-        stored = {group.name: _load(folder, group, marks, limit) for group in groups}
+    with (contextlib.suppress(FileNotFoundError),
+          Folder.opened(base, below, create=False) as folder, _locked(folder, fcntl.LOCK_SH)):
+        stored = _load_all(folder, groups, marks, limit)
+        if _complete(stored, marks):
+            return _packed(groups, stored)
+        del stored
+    with Folder.opened(base, below, create=True) as folder, _locked(folder, fcntl.LOCK_EX):
+        stored = _load_all(folder, groups, marks, limit)
         _update(folder, log, groups, stored, marks)
-        stored = {group.name: _load(folder, group, marks, limit) for group in groups}
-        if not all(one and one.counts["episode"] == len(marks) for one in stored.values()):
+        stored = _load_all(folder, groups, marks, limit)
+        if not _complete(stored, marks):
             raise OSError(None, "what was written cannot be read back")
         return _packed(groups, stored)
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, kind: int) -> Iterator[None]:
+def _locked(folder: Folder, kind: int) -> Iterator[None]:
     flags = os.O_RDWR | os.O_CREAT if kind == fcntl.LOCK_EX else os.O_RDONLY
-    handle = os.open(folder / "lock", flags | os.O_CLOEXEC, 0o644)
+    handle = folder.file("lock", flags)
     try:
         fcntl.flock(handle, kind)
         yield
     finally:
         os.close(handle)
+
+
+def _complete(stored: Mapping[str, _Stored | None], marks: NDArray[np.int64]) -> bool:
+    return all(one and one.counts["episode"] == len(marks) for one in stored.values())
 
 
 def _packed(groups: list[_Group], stored: Mapping[str, _Stored | None]) -> Packed:
@@ -295,31 +311,98 @@ def _packed(groups: list[_Group], stored: Mapping[str, _Stored | None]) -> Packe
 # ---------------------------------------------------------------------------------- reading it
 
 
-def _load(folder: Path, group: _Group, marks: NDArray[np.int64], limit: int) -> _Stored | None:
-    """A group, if it is whole and of the first of the log's files; otherwise None."""
+def _load_all(
+    folder: Folder, groups: list[_Group], marks: NDArray[np.int64], limit: int
+) -> dict[str, _Stored | None]:
+    """Every group, the state's being the first, with None for those to be built anew."""
+    stored = {group.name: _load(folder, group, marks, limit) for group in groups}
+    state = stored["state"]
+    for group in groups[1:]:
+        if (one := stored[group.name]) is None:
+            continue
+        episodes = one.counts["episode"]
+        if state is None or episodes > state.counts["episode"]:
+            stored[group.name] = None
+            continue
+        states = np.append(state.arrays["first"], state.counts["state"])[episodes]
+        if one.counts["state"] != states:
+            stored[group.name] = None
+    return stored
+
+
+def _load(folder: Folder, group: _Group, marks: NDArray[np.int64], limit: int) -> _Stored | None:
+    """A group, if it is whole and of the first of the log's files; otherwise None.
+
+    Raises:
+        UnsafeError: a part of it is a link, or no plain file or folder.
+    """
     try:
-        raw = json.loads((folder / group.name / "view.json").read_bytes())
-        if [raw["format"], raw["order"], raw["key"]] != [VIEW_FORMAT, sys.byteorder, group.key]:
-            return None
-        counts = {per: _whole(raw["counts"][per]) for per in ("state", "episode", "frame")}
-        if not _GENERATION.fullmatch(raw["generation"]) or set(raw["arrays"]) != set(group.arrays):
-            return None
-        total = sum(counts[one.per] * one.row_bytes
-                    for one in group.arrays.values() if one.per != "frame")
-        stored = _Stored(raw["generation"], counts, {}, {})
-        for name, array in group.arrays.items():
-            loaded = _load_array(
-                folder / group.name / stored.generation / name, array, counts[array.per],
-                raw["arrays"][name], in_memory=array.per != "frame" and total <= limit,
-            )
-            if loaded is None:
+        with folder.sub(group.name) as place:
+            raw = json.loads(_description(place))
+            if [raw["format"], raw["order"], raw["key"]] != [VIEW_FORMAT, sys.byteorder, group.key]:
                 return None
-            stored.arrays[name], stored.crc[name] = loaded, _whole(raw["arrays"][name]["crc"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError, AttributeError):
+            counts = {per: _whole(raw["counts"][per]) for per in ("state", "episode", "frame")}
+            if (not _GENERATION.fullmatch(raw["generation"])
+                    or set(raw["arrays"]) != set(group.arrays)):
+                return None
+            stored = _Stored(raw["generation"], counts, {}, {})
+            with place.sub(stored.generation) as generation:
+                _load_arrays(generation, group, stored, raw["arrays"], limit)
+    except UnsafeError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, AttributeError,
+            OverflowError):
         return None
     if not np.array_equal(stored.arrays["marks"], marks[: counts["episode"]]):
         return None
-    return stored
+    return stored if _possible(group, stored) else None
+
+
+def _description(folder: Folder) -> bytes:
+    with open(folder.file("view.json"), "rb") as file:
+        text = file.read(_LARGEST_DESCRIPTION + 1)
+    if len(text) > _LARGEST_DESCRIPTION:
+        raise ValueError("no description is so long")
+    return text
+
+
+def _load_arrays(
+    folder: Folder, group: _Group, stored: _Stored, described: Mapping[str, Any], limit: int
+) -> None:
+    """Load each array of a group; ValueError if one is not what was described."""
+    counts = stored.counts
+    total = sum(counts[one.per] * one.row_bytes
+                for one in group.arrays.values() if one.per != "frame")
+    for name, array in group.arrays.items():
+        loaded = _load_array(
+            folder, name, array, counts[array.per], described[name],
+            in_memory=array.per != "frame" and total <= limit,
+        )
+        if loaded is None:
+            raise ValueError(f"{name} is not what was written")
+        stored.arrays[name], stored.crc[name] = loaded, _whole(described[name]["crc"])
+
+
+def _possible(group: _Group, stored: _Stored) -> bool:
+    """Whether the arrays hold what episodes can have given: what anybody may have made has right
+    checksums too."""
+    arrays = stored.arrays
+    if group.camera:
+        return all(
+            0 <= part.min() and part.max() < stored.counts["frame"]
+            for part in _blocks(arrays["index"])
+        )
+    _, observation_dim, _, action_dim = group.key
+    layout = Layout(int(observation_dim), int(action_dim))
+    return layout.holds(arrays["rows"], arrays["first"]) and all(
+        np.isfinite(part).all()
+        for name in ("achieved", "desired") for part in _blocks(arrays[name])
+    )
+
+
+def _blocks(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    for at in range(0, len(array), _BLOCK):
+        yield array[at : at + _BLOCK]
 
 
 def _whole(value: Any) -> int:
@@ -329,11 +412,11 @@ def _whole(value: Any) -> int:
 
 
 def _load_array(
-    path: Path, array: _Array, count: int, description: Any, *, in_memory: bool
+    folder: Folder, name: str, array: _Array, count: int, description: Any, *, in_memory: bool
 ) -> NDArray[Any] | None:
-    """The array in the file ``path``, or None if it is not the one that was described."""
+    """The array in the file ``name``, or None if it is not the one that was described."""
     size = count * array.row_bytes
-    with open(path, "rb", buffering=0) as file:
+    with open(folder.file(name), "rb", buffering=0) as file:
         stat = os.fstat(file.fileno())
         if (stat.st_size, stat.st_mtime_ns) != (size, description["mtime_ns"]):
             return None
@@ -363,22 +446,30 @@ class _GroupWriter:
     Arrays are written by whole episodes: each ends with :meth:`commit`.
     """
 
-    def __init__(self, folder: Path, group: _Group, stored: _Stored | None) -> None:
-        self._group, self._folder = group, folder / group.name
+    def __init__(self, folder: Folder, group: _Group, stored: _Stored | None) -> None:
+        self._group = group
         self._generation = stored.generation if stored else f"g{secrets.token_hex(8)}"
         self.counts = dict(stored.counts) if stored else {"state": 0, "episode": 0, "frame": 0}
         self._crc = dict(stored.crc) if stored else dict.fromkeys(group.arrays, 0)
         self._whole = (self.counts.copy(), self._crc.copy())
-        if stored is None:
-            (self._folder / self._generation).mkdir(parents=True)
-        self._files = {
-            name: open(self._folder / self._generation / name, "ab", buffering=0)
-            for name in group.arrays
-        }
+        with contextlib.ExitStack() as opened:
+            self._place = opened.enter_context(folder.sub(group.name, create=True))
+            place = opened.enter_context(self._place.sub(self._generation, create=stored is None))
+            self._files = {
+                name: opened.enter_context(open(
+                    place.file(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab", buffering=0))
+                for name in group.arrays
+            }
+            self._opened = opened.pop_all()
+
+    def close(self) -> None:
+        self._opened.close()
 
     def write(self, name: str, values: NDArray[Any]) -> None:
         """Append rows to the array ``name``."""
         array = self._group.arrays[name]
+        if array.per == "frame":
+            _check_free(self._place, values.nbytes)
         data = np.ascontiguousarray(values, array.dtype).reshape(-1).view(np.uint8).data
         self._crc[name] = zlib.crc32(data, self._crc[name])
         while len(data):
@@ -403,38 +494,71 @@ class _GroupWriter:
             file.close()
         description = {"format": VIEW_FORMAT, "order": sys.byteorder, "key": self._group.key,
                        "counts": self.counts, "generation": self._generation, "arrays": arrays}
-        beside = self._folder / f".view.json.{os.getpid()}.part"
-        beside.write_bytes(json.dumps(description).encode())
-        os.replace(beside, self._folder / "view.json")
-        for old in self._folder.iterdir():
-            if old.is_dir() and old.name != self._generation:
-                shutil.rmtree(old, ignore_errors=True)
+        beside = ".view.json.part"
+        self._place.unlink(beside)  # of a builder that was killed
+        with open(self._place.file(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as out:
+            out.write(json.dumps(description).encode())
+        self._place.rename(beside, "view.json")
+        for old in self._place.names():
+            if _GENERATION.fullmatch(old) and old != self._generation:
+                with contextlib.suppress(OSError):
+                    self._place.remove_folder(old)
 
 
 def _update(
-    folder: Path, log: Log, groups: list[_Group], stored: dict[str, _Stored | None],
+    folder: Folder, log: Log, groups: list[_Group], stored: dict[str, _Stored | None],
     marks: NDArray[np.int64],
 ) -> None:
     """Write the episodes that a group has not got, each read once for all groups."""
     writers: dict[str, _GroupWriter] = {}
-    try:
+    with contextlib.ExitStack() as opened:
         for group in groups:
             if (one := stored.pop(group.name)) is None or one.counts["episode"] < len(marks):
-                writers[group.name] = _GroupWriter(folder, group, one)
-        behind = min((writer.counts["episode"] for writer in writers.values()),
-                     default=len(marks))
-        images = any(group.camera for group in groups if group.name in writers)
-        for number in range(behind, len(marks)):
-            episode = log.read(log.files[number], images=images)
-            _write_episode(log, groups, writers, number, episode, marks[number])
-    except BaseException:
-        # What was read so far will not have to be read again.
-        with contextlib.suppress(OSError):
-            for writer in writers.values():
-                writer.finish()
-        raise
-    for writer in writers.values():
-        writer.finish()
+                writer = _GroupWriter(folder, group, one)
+                opened.callback(writer.close)
+                writers[group.name] = writer
+        try:
+            _check_free(folder, _frame_bytes(log, groups, writers))
+            behind = min((writer.counts["episode"] for writer in writers.values()),
+                         default=len(marks))
+            images = any(group.camera for group in groups if group.name in writers)
+            for number in range(behind, len(marks)):
+                episode = log.read(log.files[number], images=images)
+                _write_episode(log, groups, writers, number, episode, marks[number])
+        except BaseException:
+            # What was read so far will not have to be read again.
+            with contextlib.suppress(OSError):
+                for writer in writers.values():
+                    writer.finish()
+            raise
+        for writer in writers.values():
+            writer.finish()
+
+
+def _frame_bytes(log: Log, groups: list[_Group], writers: Mapping[str, _GroupWriter]) -> int:
+    """Bytes of the frames that the files of missing episodes say to hold."""
+    missing = {group.camera: writers[group.name].counts["episode"]
+               for group in groups if group.camera and group.name in writers}
+    sizes = {group.camera: group.arrays["frames"].row_bytes
+             for group in groups if group.camera}
+    total = 0
+    for number in range(min(missing.values(), default=len(log.files)), len(log.files)):
+        said: Any = None
+        with contextlib.suppress(InvalidInputError):  # reading it will tell
+            said = log.summary(log.files[number]).get("frames")
+        for camera, first in missing.items():
+            count = said.get(camera) if isinstance(said, dict) and number >= first else None
+            total += sizes[camera] * count if isinstance(count, int) and count > 0 else 0
+    return total
+
+
+def _check_free(folder: Folder, needed: int) -> None:
+    """Raise OSError if ``needed`` bytes of frames would fill the disk."""
+    free, total = folder.free_bytes()
+    reserve = min(int(total * _FREE_SHARE), _FREE_BYTES)
+    if needed and free - needed < reserve:
+        raise OSError(errno.ENOSPC, f"{needed} more bytes of frames would leave less than "
+                                    f"{reserve} bytes of the disk free")
 
 
 def _write_episode(

@@ -138,6 +138,11 @@ def find_checkpoint(path: str | Path) -> Path:
         found = list_checkpoints(folder) if folder.is_dir() else []
         if found:
             return found[-1]
+    if (path / "config.json").is_file():
+        raise InvalidInputError(
+            f"checkpoint: the run {path} was stopped before its first checkpoint; run it again "
+            "with --overwrite, which sets this one aside"
+        )
     what = "does not exist" if not path.exists() else f"holds no {WEIGHTS}"
     raise InvalidInputError(
         f"checkpoint: {path} {what}; give a run folder, a checkpoint folder or its {WEIGHTS}"

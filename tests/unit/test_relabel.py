@@ -180,8 +180,9 @@ def test_goals_stay_in_their_episode_and_shares_are_exact(lengths, shares, size,
     episode = rng.integers(0, len(lengths), size)
     at = first[episode] + (rng.random(size) * np.array(lengths)[episode]).astype(int)
     relabelling = Relabelling(*[float(s) for s in shares])
-    goal, offset = draw_goals(relabelling, table, at, last[episode] - at, episode, rng)
-    counts = relabelling.counts(size)
+    counts = relabelling.counts(size, rng.random())
+    goal, offset = draw_goals(relabelling, table, at, last[episode] - at, episode, rng,
+                              counts=counts)
     assert sum(counts) == size and min(counts) >= 0
     for kind, share, count in zip(Relabelling.NAMES, shares, counts, strict=True):
         assert abs(count - size * share / sum(shares)) <= 1.0, kind
@@ -198,6 +199,18 @@ def test_goals_stay_in_their_episode_and_shares_are_exact(lengths, shares, size,
     swapped = goal[kinds == "swap", 0]
     assert ((swapped < 0) & (swapped >= -len(lengths))).all()
     assert len(lengths) == 1 or (swapped != -1.0 - episode[kinds == "swap"]).all()
+
+
+@pytest.mark.parametrize("size", [1, 3, 64, 256])
+def test_counts_are_unbiased_and_add_up(size):
+    relabelling = Relabelling(0.0, 0.1, 0.25, 0.0, 0.001, 0.0, 1 / 3, 0.0)
+    uniforms = (np.arange(20_000) + 0.5) / 20_000
+    counts = np.array([relabelling.counts(size, u) for u in [0.0, *uniforms, 1 - 2**-53]])
+    expected = size * np.array(relabelling.shares) / sum(relabelling.shares)
+    assert (counts.sum(axis=1) == size).all()
+    assert (np.abs(counts - expected) <= 1.0).all()
+    assert (counts[:, expected == 0] == 0).all(), "not even at the edges"
+    assert counts[1:-1].mean(axis=0) == pytest.approx(expected, abs=3e-4)
 
 
 def test_the_goals_can_be_written_to_a_given_array():

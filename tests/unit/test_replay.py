@@ -143,15 +143,22 @@ def test_random_goals_and_steps_are_uniform(episode):
         assert (np.abs(counts - expected) < 5 * np.sqrt(expected)).all()
 
 
-@pytest.mark.parametrize(("size", "expected"), [(10, (3, 5, 2)), (256, (77, 128, 51)),
-                                                (7, (2, 4, 1)), (1, (0, 1, 0))])
-def test_shares_are_rounded_so_that_they_add_up(episode, size, expected):
-    replay = filled(episode, [50], Relabelling(original=0.3, future=0.5, final=0.2))
-    batch = replay.sample(size, np.random.default_rng(0))
-    recorded = int((batch["goal"][:, 0] == -1.0).sum())
-    last = int((batch["goal"][:, 0] == 50.25).sum())
-    assert recorded == expected[0] and last >= expected[2]
-    assert replay.relabelling.counts(size)[:4] == [expected[0], 0, expected[1], expected[2]]
+@pytest.mark.parametrize("size", [1, 7, 10, 256])
+def test_shares_are_met_on_average_and_each_batch_is_within_one(episode, size):
+    relabelling = Relabelling(original=0.3, next=0.499, final=0.2, random=0.001)
+    replay = filled(episode, [50], relabelling)
+    rng, batches = np.random.default_rng(0), 2_000
+    counts = np.zeros((batches, 3))
+    for row in counts:
+        batch = replay.sample(size, rng, extras=("offset", "step"))
+        nexts, last = batch["offset"] == 1, batch["offset"] + batch["step"] == 50
+        row[:] = (batch["goal"][:, 0] == -1.0).sum(), (nexts & ~last).sum(), (last).sum()
+    assert (np.abs(counts[:, 0] - 0.3 * size) < 1.0).all()
+    assert abs(counts[:, 0].mean() - 0.3 * size) < 5 * 0.5 / np.sqrt(batches)
+    # A share that is far below one of a batch is met too.
+    drawn = np.array([relabelling.counts(size, u)[4] for u in rng.random(200_000)])
+    assert set(drawn) == {0, 1}
+    assert drawn.mean() == pytest.approx(0.001 * size, abs=5 * np.sqrt(0.001 * size / 200_000))
 
 
 @pytest.mark.parametrize("task", ["Push", "Reach", "Door"])
@@ -218,11 +225,35 @@ def test_batches_are_mixed_by_the_share(episode, fraction):
     only = Replay(4, 2, 3, discount=DISCOUNT)
     only.add(episode(9, 7))
     batch = MixedReplay(recorded, only, fraction).sample(64, rng)
-    fresh = batch["observation"][:, 0] >= 7000
-    # 9 of the 14 steps are practice: it never gets more of a batch than that.
-    assert fresh.sum() == round(64 * min(fraction, 9 / 14))
     check(batch, {0: 5, 7: 9})
+    # 9 of the 14 steps are practice: it never gets more of a batch than that.
+    share = 64 * min(fraction, 9 / 14)
+    counts = [(MixedReplay(recorded, only, fraction).sample(64, rng)["observation"][:, 0]
+               >= 7000).sum() for _ in range(500)]
+    assert all(abs(count - share) < 1.0 for count in counts)
+    assert np.mean(counts) == pytest.approx(share, abs=5 * 0.5 / np.sqrt(500))
     assert len(mixed.sample(7, rng)["reward"]) == 7
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_little_practice_gets_its_share_too(episode, strict):
+    recorded, practice = filled(episode, [2000]), filled(episode, [])
+    practice.add(episode(2, 7))
+    mixed, rng = MixedReplay(recorded, practice, 0.25, strict=strict), np.random.default_rng(0)
+    share = 0.25 if strict else 2 / 2002
+    size = 1 if strict else 64
+    counts = [(mixed.sample(size, rng)["observation"][:, 0] >= 7000).sum() for _ in range(4000)]
+    assert np.mean(counts) == pytest.approx(size * share, abs=5 * np.sqrt(size * share / 4000))
+    assert max(counts) == 1
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"discount": 0.5}, r"have discount 0\.9 and 0\.5, should be one"),
+    ({"discount": DISCOUNT, "n_step": 3}, "have n_step 1 and 3, should be one"),
+])
+def test_buffers_of_other_returns_cannot_be_mixed(episode, options, message):
+    with pytest.raises(InvalidInputError, match=message):
+        MixedReplay(filled(episode, [4]), Replay(4, 2, 3, **options), 0.5)
 
 
 def test_an_empty_side_gives_nothing(episode):
@@ -248,6 +279,88 @@ def test_an_episode_of_other_sizes_is_refused_and_nothing_is_kept(episode, sizes
         replay.add(episode(3, 1, **sizes))
     assert len(replay) == 3 and replay.episodes == 1
     check(replay.sample(16, np.random.default_rng(0)), [3])
+
+
+BAD_ARRAYS = {
+    "terminated too short": ("terminated", lambda a: a[-1:]),
+    "terminated of other numbers": ("terminated", lambda a: a + 2),
+    "terminated as text": ("terminated", lambda a: a.astype(str)),
+    "success too short": ("success", lambda a: a[:1]),
+    "reward too short": ("reward", lambda a: a[:1]),
+    "reward in a column": ("reward", lambda a: a[:, None]),
+    "reward not finite": ("reward", lambda a: a * np.inf),
+    "observation too short": ("observation", lambda a: a[:-1]),
+    "achieved a single row": ("achieved", lambda a: a[:1]),
+    "achieved flat": ("achieved", lambda a: a[:, 0]),
+    "no step": ("action", lambda a: a[:0]),
+    "reset too short": ("reset", lambda a: np.array([True])),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ARRAYS)
+def test_an_episode_whose_arrays_do_not_fit_is_refused(episode, kind):
+    replay = filled(episode, [3], Relabelling(original=0.5, future=0.5))
+    before, (name, change) = replay.tables, BAD_ARRAYS[kind]
+    one = episode(4, 1)
+    with pytest.raises(InvalidInputError, match="episode"):
+        replay.add(dataclasses.replace(one, **{name: change(getattr(one, name))}))
+    assert replay.tables is before
+    replay.add(one)
+    check(replay.sample(64, np.random.default_rng(0)), [3, 4])
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.float32, np.uint8])
+def test_flags_of_other_types_become_bool(episode, kind):
+    replay = Replay(4, 2, 3, discount=DISCOUNT)
+    one = episode(4, terminated=True)
+    given = {name: getattr(one, name).astype(kind) for name in ("terminated", "success")}
+    replay.add(dataclasses.replace(one, **given))
+    check(replay.sample(64, np.random.default_rng(0)), [4], terminated=[0])
+    assert one.terminated.dtype == bool and given["terminated"].dtype == kind, "as it was given"
+
+
+def test_frames_that_are_not_there_are_refused(episode):
+    replay = Replay(4, 2, 3, discount=DISCOUNT, cameras={"front": SHAPE})
+    frames = np.zeros((2, *SHAPE), np.uint8)
+    for index in ([0, 1, -1, 1], [0, 1, 2, 1], [0, 1]):
+        one = episode(3)
+        one.images = {"front": Images(frames, np.array(index), np.zeros(2))}
+        with pytest.raises(InvalidInputError, match=r"observation\.images\.front"):
+            replay.add(one)
+    for wrong in (Images(frames, np.array([0.0, 1.0, 0.5, 1.0]), np.zeros(2)),
+                  Images(frames.astype(np.float32), np.array([0, 1, 1, 1]), np.zeros(2))):
+        one = episode(3)
+        one.images = {"front": wrong}
+        with pytest.raises(InvalidInputError, match=r"should be (integers|uint8)"):
+            replay.add(one)
+    assert replay.episodes == 0 and replay.frame_bytes == 0
+
+
+@pytest.mark.parametrize("discount", [-0.1, 1.1, np.nan, np.inf])
+def test_a_discount_out_of_range_is_refused(discount):
+    with pytest.raises(InvalidInputError, match=rf"discount is {discount}, should be in \[0, 1\]"):
+        Replay(4, 2, 3, discount=discount)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_functions_that_return_no_numbers_are_named(episode, value):
+    options = {"discount": DISCOUNT, "relabelling": Relabelling(original=0.5, prior=0.5)}
+
+    def always(count, *shape):
+        return np.full((count, *shape), value)
+
+    rng = np.random.default_rng(0)
+    replay = Replay(4, 2, 3, reward=lambda a, d: always(len(a)),
+                    prior=lambda rng, size: np.zeros((size, 2)), **options)
+    with pytest.raises(InvalidInputError, match="reward function returned values that are no f"):
+        replay.add(episode(4)) or replay.sample(8, rng)
+    replay = Replay(4, 2, 3, reward=near, prior=lambda rng, size: always(size, 2), **options)
+    with pytest.raises(InvalidInputError, match="prior returned goals that hold values which"):
+        replay.add(episode(4)) or replay.sample(8, rng)
+    before = replay.tables
+    with pytest.raises(InvalidInputError, match="encoded goals hold values that are no finite"):
+        replay.encode_goals(lambda goals: always(len(goals), 3), reward=near)
+    assert replay.tables is before
 
 
 @pytest.mark.parametrize(
@@ -308,7 +421,8 @@ def test_n_step_batches_are_those_of_brute_force(episode, lengths, n_step, ends,
               for number, steps in enumerate(lengths))
     size = 60
     batch = replay.sample(size, np.random.default_rng(seed))
-    kept = replay.relabelling.counts(size)[0]
+    kept = replay.relabelling.counts(size, 0.5)[0]
+    assert kept == 15, "exact for this size"
     for i in range(size):
         number, step = source(batch["observation"][i])
         total, taken, over = 0.0, 0, False
@@ -454,6 +568,53 @@ def test_steps_of_a_reset_are_kept_but_not_sampled(episode):
     taken = np.minimum(3, end - batch["step"])
     assert np.array_equal(batch["next_observation"][:, 0], batch["step"] + taken)
     assert batch["discount"] == pytest.approx(DISCOUNT**taken)
+
+
+@pytest.mark.parametrize("include", [False, True])
+def test_goals_of_others_do_not_come_from_resets(episode, include):
+    replay = Replay(4, 2, 3, discount=DISCOUNT, reward=near, include_resets=include,
+                    relabelling=Relabelling(original=0.0, random=0.5, swap=0.5))
+    replay.add(episode(3, 0))
+    assert replay.tables.goals.states is None, "costs nothing where there are no resets"
+    replay.add(with_reset(episode, 1))
+    all_reset = episode(6, 2)
+    all_reset.reset = np.ones(6, bool)
+    replay.add(all_reset)
+    replay.add(episode(2, 3))
+    for encoded in (False, True):
+        if encoded:
+            replay.encode_goals(lambda goals: goals, reward=near)
+            replay.add(episode(1, 4))
+        batch = replay.sample(4000, np.random.default_rng(0), extras=("episode",))
+        states = set(batch["goal"][:2000, 0] - 0.25)
+        clean = {0, 1, 2, 3, 1000, 1001, 1002, 1003, 1004, 1007, 1008, 1009, 1010, 3000, 3001,
+                 3002} | ({4000, 4001} if encoded else set())
+        resets = {1005, 1006, *range(2000, 2007)}
+        assert states == (clean | resets if include else clean)
+        swapped = -1 - batch["goal"][2000:, 0]
+        assert (swapped != batch["episode"][2000:]).all()
+        others = {0, 1, 3} | ({2} if include else set()) | ({4} if encoded else set())
+        assert set(swapped) == others
+
+
+@pytest.mark.parametrize("include", [False, True])
+def test_nothing_crosses_a_termination_inside_an_episode(episode, include):
+    replay = Replay(4, 2, 3, discount=DISCOUNT, reward=near, n_step=4, include_resets=include,
+                    terminate=lambda a, d: np.zeros(len(a), bool),
+                    relabelling=Relabelling(original=0.25, next=0.25, future=0.25, final=0.25))
+    one = episode(9)
+    one.terminated = np.isin(np.arange(9), (3, 4))
+    one.reset = np.arange(9) == 6
+    replay.add(one)
+    batch = replay.sample(4000, np.random.default_rng(0), extras=("step",))
+    step = batch["step"]
+    ends = [4, 5, 9] if include else [4, 5, 6, 7, 9]
+    end = np.array(ends)[np.searchsorted(ends, step, side="right")]
+    goals = batch["goal"][1000:, 0] - 0.25
+    assert ((goals > step[1000:]) & (goals <= end[1000:])).all()
+    assert (goals[2000:] == end[3000:]).all()
+    assert np.array_equal(batch["next_observation"][:, 0], step + np.minimum(4, end - step))
+    assert set(step) == (set(range(9)) if include else set(range(9)) - {6})
 
 
 def test_steps_of_a_reset_can_be_included(episode):
@@ -616,6 +777,28 @@ def test_a_full_disk_is_told_and_loses_nothing(episode, tmp_path, monkeypatch):
     check(replay.sample(200, np.random.default_rng(0)), [7] * added)
 
 
+@pytest.mark.parametrize("memory_limit", [None, 0, 30_000])
+def test_an_addition_that_fails_late_leaves_no_frames(episode, tmp_path, memory_limit):
+    replay = Replay(4, 2, 3, discount=DISCOUNT, cameras={"front": SHAPE}, scratch=tmp_path,
+                    memory_limit=memory_limit, capacity=4000)
+    add_valid, used = replay._add_valid, []
+
+    def full(*_):
+        raise InvalidInputError("no room")
+
+    for number in range(5):
+        replay._add_valid = full
+        for steps in (250, 7):
+            with pytest.raises(InvalidInputError, match="no room"):
+                replay.add(seen(episode, steps, 99, per_state=2))
+        replay._add_valid = add_valid
+        replay.add(seen(episode, 40, number))
+        used.append(replay._scratch.used)
+        check_images(replay.sample(300, np.random.default_rng(0), cameras=["front"]))
+    assert replay.frame_bytes == 5 * 41 * 72
+    assert memory_limit is not None or used[-1] - used[0] == 4 * 41 * 72
+
+
 def test_a_batch_that_is_kept_is_not_written_to(episode):
     replay = filled(episode, [50], Relabelling(original=0.5, future=0.5))
     rng = np.random.default_rng(0)
@@ -673,7 +856,8 @@ def test_episodes_can_be_added_while_another_thread_samples(episode):
                 front = batch["images"]["front"][:, 0, 0, 0]
                 assert np.array_equal(front, (40 * number + step).astype(np.uint8))
                 goals = batch["goal"][:, 0]
-                assert ((goals < 0) == (np.arange(64) < 26)).all()
+                assert ((goals < 0) == (np.arange(64) < (goals < 0).sum())).all()
+                assert (goals < 0).sum() in (25, 26)
                 sampled[seed] += 1
         except BaseException as error:
             problems.append(error)
@@ -703,6 +887,44 @@ def test_episodes_can_be_added_while_another_thread_samples(episode):
     assert replay.episodes == 400 and len(replay) == sum(lengths)
 
 
+def test_frames_are_whole_at_every_moment_of_growing(episode, tmp_path):
+    replay = Replay(4, 2, 3, discount=DISCOUNT, cameras={"front": SHAPE}, memory_limit=0,
+                    scratch=tmp_path)
+    replay.add(seen(episode, 5, 0))
+    store, moments = replay._frames["front"], []
+
+    class Watched(type(store)):
+        """Samples as another thread may, whenever segments were replaced."""
+
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if name == "segments":
+                check_images(replay.sample(200, np.random.default_rng(0), cameras=["front"]))
+                moments.append(len(value))
+
+    store.__class__ = Watched
+    for _ in range(200):
+        # More than the file's first megabytes.
+        replay.add(seen(episode, 250, 0))
+    assert len(moments) > 1
+
+
+def test_a_frame_that_is_not_there_is_an_error(tmp_path):
+    from robot_rl.data.store import Frames, Scratch
+
+    frames, out = Frames((1, 1, 1), Scratch(10, tmp_path)), np.zeros((1, 1, 1, 1), np.uint8)
+    count = frames.adopt(np.full((3, 1, 1, 1), 7, np.uint8), 0)
+    for missing in (3, -1):
+        with pytest.raises(IndexError):
+            frames.take(np.array([missing]), out)
+    frames.adopt(np.full((3, 1, 1, 1), 8, np.uint8), count)
+    frames.take(np.array([3]), out)
+    assert out[0, 0, 0, 0] == 8
+    for missing in (6, -1):
+        with pytest.raises(IndexError, match="1 of 1 frames are not there"):
+            frames.take(np.array([missing]), out)
+
+
 def test_several_threads_can_add(episode):
     replay = filled(episode, [], capacity=1)
     threads = [
@@ -729,7 +951,7 @@ def test_a_strict_share_is_kept_whatever_the_sizes(episode, fraction):
     practice.add(episode(2, 7))
     mixed = MixedReplay(recorded, practice, fraction, strict=True)
     fresh = mixed.sample(60, np.random.default_rng(0))["observation"][:, 0] >= 7000
-    assert fresh.sum() == 60 * fraction
+    assert fresh.sum() == 60 * fraction, "a whole number here"
 
 
 def test_mixed_batches_have_extras_and_images(episode):

@@ -27,6 +27,7 @@ from robot_rl.data.importers.containers import (
     Topic,
     add_topic,
     decompressor,
+    plain_message,
 )
 from robot_rl.data.importers.mapping import read_yaml
 from robot_rl.data.importers.progress import beat
@@ -47,6 +48,7 @@ class SqliteFile:
     the place of its tables are refused."""
 
     ros1 = False
+    cut_off = False
 
     def __init__(self, path: Path, number: int = 0, packed: bool = False) -> None:
         self.path, self.number, self._packed = path, number, packed
@@ -144,23 +146,10 @@ class SqliteFile:
                         f"{type(data).__name__}"
                     )
                 place = (self.number, row, 0, 0)
-                yield Message(self._names[key], stamp, self._plain(data), place)
+                body = plain_message(data, self._packed, str(self.path))
+                yield Message(self._names[key], stamp, body, place)
         except _SQLITE_ERRORS as error:
             raise InvalidInputError(f"{self.path} is damaged: {error}") from None
-
-    def _plain(self, data: bytes) -> bytes:
-        if not self._packed:
-            return data
-        where = f"{self.path}: a message"
-        try:
-            out = decompressor("zstd", where).decompress(data, max_length=MAX_CHUNK + 1)
-        except InvalidInputError:
-            raise
-        except Exception as error:  # zstd's own
-            raise InvalidInputError(f"{where}: damaged zstd data ({error})") from None
-        if len(out) > MAX_CHUNK:
-            raise InvalidInputError(f"{where} unpacks to more than {MAX_CHUNK} bytes")
-        return bytes(out)
 
     def fetch(self, place: Place) -> bytes:
         """The message at a place that ``scan`` gave."""
@@ -173,7 +162,7 @@ class SqliteFile:
             raise InvalidInputError(f"{self.path} is damaged: {error}") from None
         if row is None or not isinstance(row[0], bytes):
             raise InvalidInputError(f"{self.path}: message {place[1]} is gone")
-        return self._plain(row[0])
+        return plain_message(row[0], self._packed, str(self.path))
 
     def close(self) -> None:
         self.database.close()
@@ -281,7 +270,7 @@ class Bag:
             start = stream.read(16)
         number = len(self.files)
         if start.startswith(MCAP_MAGIC):
-            return McapFile(file, number)
+            return McapFile(file, number, packed)
         if start == _SQLITE_MAGIC:
             return SqliteFile(file, number, packed)
         if start.startswith(BAG_MAGIC):
@@ -290,6 +279,11 @@ class Bag:
             f"bag: {file} is neither MCAP nor SQLite nor a bag of ROS 1 (version 2.0): it begins "
             f"with {start[:8]!r}"
         )
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether a file was found to end too early."""
+        return any(file.cut_off for file in self.files)
 
     def scan(self, wanted: set[str]) -> Iterator[Message]:
         """The messages of these topics, file by file, in the order they were written."""

@@ -28,6 +28,7 @@ MAX_RECORDS, RECORDS_PER_BYTE = 10_000, 20
 MAX_TOPICS = 4096
 MAX_TEXT = 1 << 20
 MCAP_MAGIC = b"\x89MCAP0\r\n"
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 BAG_MAGIC = b"#ROSBAG V2.0\n"
 
 # Where a message lies: file, chunk (or -1), offset, length. For SQLite: file, row, 0, 0.
@@ -61,6 +62,7 @@ class Container(Protocol):
     topics: dict[str, Topic]
     notes: list[str]
     ros1: bool
+    cut_off: bool
 
     def scan(self, wanted: set[str]) -> Iterator[Message]:
         """The messages of these topics in the order they were written."""
@@ -92,6 +94,30 @@ def unpack(data: bytes, how: str, size: int, where: str) -> bytes:
             raise InvalidInputError(f"{where}: damaged {how} data ({error})") from None
     if len(out) != size:
         raise InvalidInputError(f"{where}: {how or 'plain'} data does not unpack to {size} bytes")
+    return bytes(out)
+
+
+def plain_message(data: bytes, packed: bool, where: str) -> bytes:
+    """A message of ROS 2, unpacked where messages were compressed one by one; it is seen by its
+    first bytes, since that of a plain one is 0.
+
+    Raises:
+        InvalidInputError: it is damaged, or unpacks to more than the cap.
+    """
+    if not packed and data[:4] != _ZSTD_MAGIC:
+        return data
+    where = f"{where}: a message"
+    try:
+        packer = decompressor("zstd", where)
+        out = packer.decompress(data, max_length=MAX_CHUNK + 1)
+    except InvalidInputError:
+        raise
+    except Exception as error:  # zstd's own
+        raise InvalidInputError(f"{where}: damaged zstd data ({error})") from None
+    if len(out) > MAX_CHUNK:
+        raise InvalidInputError(f"{where} unpacks to more than {MAX_CHUNK} bytes")
+    if not packer.eof:
+        raise InvalidInputError(f"{where} ends in the middle of its zstd data")
     return bytes(out)
 
 
@@ -163,7 +189,7 @@ class _Chunked:
         self.file: BinaryIO = open(path, "rb")  # closed by close()
         self.size = os.fstat(self.file.fileno()).st_size
         self._chunk: tuple[int, bytes] = (-1, b"")
-        self._cut_off = False
+        self.cut_off = False
         self._most_records = MAX_RECORDS
 
     def close(self) -> None:
@@ -181,8 +207,8 @@ class _Chunked:
         return data
 
     def _note_cut(self, offset: int) -> None:
-        if not self._cut_off:
-            self._cut_off = True
+        if not self.cut_off:
+            self.cut_off = True
             self.notes.append(
                 f"{self.path.name} was cut off: what is whole before byte {offset} was read"
             )
@@ -199,17 +225,21 @@ class _Chunked:
         """The message at a place that ``scan`` gave."""
         _, chunk, offset, length = place
         if chunk < 0:
-            return self._read(offset, length)
+            return self._plain(self._read(offset, length))
         if self._chunk[0] != chunk:
             self._chunk = (chunk, self._unpacked(chunk))
-        return self._chunk[1][offset : offset + length]
+        return self._plain(self._chunk[1][offset : offset + length])
+
+    def _plain(self, data: bytes) -> bytes:
+        return data
 
 
 class McapFile(_Chunked):
     """An MCAP file of the profile ros2 (https://mcap.dev/spec)."""
 
-    def __init__(self, path: Path, number: int = 0) -> None:
+    def __init__(self, path: Path, number: int = 0, packed: bool = False) -> None:
         super().__init__(path, number)
+        self._packed = packed
         try:
             if self._read(0, min(8, self.size)) != MCAP_MAGIC:
                 raise InvalidInputError(f"{path} is not an MCAP file: it does not begin like one")
@@ -346,7 +376,10 @@ class McapFile(_Chunked):
         place = (self.number, chunk, offset + 22, length - 22)
         body = (self._read(offset + 22, length - 22) if data is None
                 else data[offset + 22 : offset + length])
-        yield Message(name, received_ns, body, place)
+        yield Message(name, received_ns, self._plain(body), place)
+
+    def _plain(self, data: bytes) -> bytes:
+        return plain_message(data, self._packed, str(self.path))
 
 
 class RosbagFile(_Chunked):

@@ -19,6 +19,7 @@ IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED = "sensor_msgs/msg/CompressedImage"
 _MARKER = re.compile(rb"\xff+[^\xff]", re.DOTALL)
 _MAX_SEGMENTS = 4096
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 # Bytes per pixel of what is read without a library, and the channels in the order R, G, B.
 _PLAIN: dict[str, tuple[int, tuple[int, ...]]] = {
@@ -102,7 +103,7 @@ def _check_size(height: int, width: int, where: str) -> None:
 
 def compressed_size(data: bytes, where: str) -> tuple[int, int]:
     """(height, width) that a PNG or JPEG says it has, read without unpacking it."""
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR" and len(data) >= 24:
+    if data[:8] == _PNG_MAGIC and data[12:16] == b"IHDR" and len(data) >= 24:
         return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
     if data[:2] == b"\xff\xd8":
         pos = 2
@@ -118,6 +119,10 @@ def compressed_size(data: bytes, where: str) -> tuple[int, int]:
                 return (int.from_bytes(data[pos + 3 : pos + 5], "big"),
                         int.from_bytes(data[pos + 5 : pos + 7], "big"))
             pos += int.from_bytes(data[pos : pos + 2], "big")
+    for magic, name in ((_PNG_MAGIC, "PNG"), (b"\xff\xd8", "JPEG")):
+        if data[:2] == magic[:2]:
+            raise InvalidInputError(f"{where}: a {name} that is damaged or cut off, of "
+                                    f"{len(data)} bytes, which does not say its size")
     start = re.sub(r"[^ -~]", ".", data[:8].decode("latin-1"))
     raise InvalidInputError(f"{where}: neither PNG nor JPEG (it begins {start!r})")
 
@@ -130,7 +135,7 @@ def _compressed(data: bytes, where: str) -> Frame:
     except cv2.error as error:
         raise InvalidInputError(f"{where}: damaged ({str(error)[:200]})") from None
     if image is None:
-        raise InvalidInputError(f"{where}: a damaged PNG or JPEG")
+        raise InvalidInputError(f"{where}: a damaged or cut-off PNG or JPEG")
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)
     if image.dtype != np.uint8:

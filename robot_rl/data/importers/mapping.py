@@ -20,6 +20,7 @@ MAX_MAPPING = 256 << 10
 MAX_DEPTH = 32
 ON_MISSING = ("hold", "drop_step", "skip_episode", "error")
 CLOCKS = ("header", "received")
+_TOP = "the top level"
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -66,8 +67,7 @@ class Signal:
 
     ``field`` is a path into the message (``pose.position``), ``names`` picks entries by the
     message's own ``name`` list (JointState), ``entries`` by number; then value x ``scale`` +
-    ``offset``. ``low`` and ``high`` map an action to [-1, 1]. ``rows`` says whether an extra key
-    has a row for each state or each step.
+    ``offset``. An ``optional`` one may be of a topic that the bag does not have: it says nothing.
     """
 
     topic: str
@@ -86,6 +86,7 @@ class Signal:
     equals: Any = None
     dtype: str = ""
     shape: tuple[int, ...] | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ class _Section:
     def choice(self, key: str, choices: tuple[str, ...], default: str) -> str:
         value = self.take(key, default)
         if value not in (*choices, default):
-            raise unknown_name(f"{self.where}: {key}", value, choices)
+            raise unknown_name(key if self.where == _TOP else f"{self.where}.{key}", value, choices)
         return str(value)
 
     def number(self, key: str, default: float = 0.0, least: float = 0.0) -> float:
@@ -258,7 +259,8 @@ class _Section:
 
     def done(self) -> None:
         for key in self.raw:
-            raise unknown_name(f"{self.where}: key", key, self.known)
+            place = "at" if self.where == _TOP else "of"
+            raise unknown_name(f"key {place} {self.where}", key, self.known)
 
 
 def _short(value: Any) -> str:
@@ -270,6 +272,7 @@ _STATE = frozenset({"interpolate"})
 _COMMAND = frozenset({"choose"})
 _RESULT = frozenset({"reduce"})
 _FLAG = frozenset({"equals"})
+_EVENT = frozenset({"optional"})
 _EXTRA = frozenset({"dtype", "shape"})
 
 
@@ -298,6 +301,8 @@ def _signal(raw: Any, where: str, also: frozenset[str] = frozenset()) -> Signal:
         if not isinstance(values["equals"], (bool, int, float, str, type(None))):
             raise InvalidInputError(f"{where}: equals is {_short(values['equals'])}, should be "
                                     "one value")
+    if "optional" in also:
+        values["optional"] = section.flag("optional", False)
     if "dtype" in also:
         values["dtype"] = section.choice("dtype", _DTYPES, "")
         values["shape"] = section.wholes("shape") if "shape" in section else None
@@ -413,8 +418,8 @@ def _boundaries(raw: Any) -> Boundaries:
     section = _Section(raw, "episodes")
     start, stop = section.take("start"), section.take("stop")
     found = Boundaries(
-        start=None if start is None else _signal(start, "episodes.start", _FLAG),
-        stop=None if stop is None else _signal(stop, "episodes.stop", _FLAG),
+        start=None if start is None else _signal(start, "episodes.start", _FLAG | _EVENT),
+        stop=None if stop is None else _signal(stop, "episodes.stop", _FLAG | _EVENT),
         gap_s=section.number("gap_s"),
         min_steps=int(section.number("min_steps", 1, least=1)),
         record=section.text("record"),
@@ -479,7 +484,7 @@ def parse_mapping(raw: Any, where: str = "mapping") -> Mapping:
 
 
 def _parse(raw: Any) -> Mapping:
-    top = _Section(raw, "the top level")
+    top = _Section(raw, _TOP)
     values: dict[str, Any] = {
         "task": top.text("task"),
         "rate_hz": top.number("rate_hz"),
@@ -514,17 +519,17 @@ def _parse(raw: Any) -> Mapping:
         values["terminate_on_success"] = True
     single("reward", "reward", _RESULT)
     for key in ("success", "terminated", "truncated"):
-        single(key, key, _RESULT | _FLAG)
+        single(key, key, _RESULT | _FLAG | _EVENT)
     if (given := top.take("goal")) is not None:
         values["goal"] = _goal(given)
     for name, key in (("intervention", "intervention"), ("reset", "reset")):
-        single(name, key, _COMMAND | _FLAG)
+        single(name, key, _COMMAND | _FLAG | _EVENT)
     single("kept_rate", "control_rate_hz", _COMMAND)
     if (given := top.take("extra")) is not None:
         values["extra"] = _extra(given)
     if (given := top.take("metadata")) is not None:
         values["metadata"] = {
-            str(key): _signal(each, f"metadata.{key}") for key, each in
+            str(key): _signal(each, f"metadata.{key}", _EVENT) for key, each in
             _Section(given, "metadata").raw.items()
         }
     top.done()

@@ -87,6 +87,15 @@ def ages_s(stamps: Stamps, index: Stamps, ticks: Stamps) -> NDArray[np.float64]:
     return np.where(index < 0, np.inf, age)
 
 
+def fresh(stamps: Stamps, ticks: Stamps, limit_ns: float) -> NDArray[np.bool_]:
+    """At which ticks the newest message is at most ``limit_ns`` old; nowhere without messages."""
+    if not len(stamps):
+        return np.zeros(len(ticks), np.bool_)
+    index = newest(stamps, ticks)
+    ages = ticks - stamps[np.maximum(index, 0)]
+    return np.asarray((index >= 0) & (ages <= limit_ns * (1 + 1e-9)))
+
+
 def linear(stamps: Stamps, values: NDArray[Any], ticks: Stamps) -> NDArray[np.float64]:
     """Values (N, w) between the message before and the one after each tick, (ticks, w); outside
     the messages the nearest one. It uses a message that came after the tick."""

@@ -6,6 +6,7 @@ one episode at a time and only those that a tick uses.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,14 +14,17 @@ import numpy as np
 
 from robot_rl.data.episodes import DatasetInfo, Episode
 from robot_rl.data.importers import resample
-from robot_rl.data.importers.assemble import Builder
+from robot_rl.data.importers.assemble import STEPS_CUT, ActionRange, Builder
 from robot_rl.data.importers.bagfiles import Bag
 from robot_rl.data.importers.base import ImportOptions
-from robot_rl.data.importers.mapping import Mapping, parse_mapping
+from robot_rl.data.importers.frames import UnreadableError
+from robot_rl.data.importers.lateness import first_complete, moments
+from robot_rl.data.importers.lateness import states as states_of
+from robot_rl.data.importers.mapping import Mapping, Signal, parse_mapping
 from robot_rl.data.importers.messages import Types
 from robot_rl.data.importers.progress import beat
 from robot_rl.data.importers.resample import Span, Stamps
-from robot_rl.data.importers.signals import Recorded, Series, collect, find_topics
+from robot_rl.data.importers.signals import Recorded, collect, find_topics
 from robot_rl.data.importers.spans import find_spans
 from robot_rl.errors import InvalidInputError
 
@@ -95,6 +99,7 @@ class BagSource:
         self.skipped = 0
         self._counts: dict[str, dict[str, int]] = {}
         self._first_shapes: dict[str, tuple[int, ...]] = {}
+        self.action_range = ActionRange()
 
     def _info(self, options: ImportOptions, first: Episode) -> DatasetInfo:
         mapping = self.mapping
@@ -128,20 +133,45 @@ class BagSource:
             assert self.mapping.ticks is not None
             stamps = self.recorded.series[self.mapping.ticks].stamps
             first, last = np.searchsorted(stamps, np.array([span[0], span[1] + 1]))
-            return np.unique(stamps[first:last])
-        # Nothing can be decided before everything was seen once.
-        firsts = [int(s.stamps[0]) for s in self._state_series()]
-        lasts = [int(s.stamps[-1]) for s in self._state_series() if len(s.stamps) > 2]
+            ticks = np.unique(stamps[first:last])
+            if len(ticks) < 2:
+                return ticks
+            start = self._start(span, ticks, int(np.median(np.diff(ticks))))
+            return ticks[:0] if start is None else ticks[ticks >= start]
+        start = self._start(span, moments(self.mapping, self.recorded, span),
+                            round(1e9 / self.rate_hz))
+        if start is None:
+            return np.zeros(0, np.int64)
+        states = [self.recorded.series[s].stamps for _, s in states_of(self.mapping)
+                  if isinstance(s, Signal)]
+        lasts = [int(stamps[-1]) for stamps in states if len(stamps) > 2]
         tracks = [t.stamps for t in self.recorded.tracks.values()]
-        firsts += [int(stamps[0]) for stamps in tracks]
         lasts = lasts or [int(stamps[-1]) for stamps in tracks]
-        start, end = max([span[0], *firsts]), min([span[1], *lasts])
-        if self.mapping.align is not None:
-            pace = self.recorded.series[self.mapping.align].stamps
-            after = pace[np.searchsorted(pace, start) :]
-            start = int(after[0]) if len(after) else start
-        self._check_length(start, end, [*tracks, *(s.stamps for s in self._state_series())])
+        end = min([span[1], *lasts])
+        self._check_length(start, end, [*tracks, *states])
         return resample.make_ticks(start, end, self.rate_hz)
+
+    def _start(self, span: Span, candidates: Stamps, period_ns: int) -> int | None:
+        """When the episode begins; None where it cannot.
+
+        Raises:
+            InvalidInputError: it cannot, for want of a topic that may not be missing.
+        """
+        start = first_complete(self.mapping, self.recorded, candidates, period_ns)
+        names = list(dict.fromkeys(what.topic for what in start.topics))
+        if start.at_ns is not None:
+            for name in names:
+                self.tally(name, "episodes began late, waiting for it")
+            return start.at_ns
+        for what in start.topics:
+            if (what.on_missing or self.mapping.on_missing) == "error":
+                raise InvalidInputError(
+                    f"{self.path}: {what.topic} has no message that is recent enough in the "
+                    f"episode from {span[0] / 1e9:.3f} s to {span[1] / 1e9:.3f} s"
+                )
+        self.tally("episodes", f"left out, without recent messages of {', '.join(names)}")
+        self.skipped += 1
+        return None
 
     def _check_length(self, start: int, end: int, seen: list[Stamps]) -> None:
         """One false stamp must not become hours of an episode in which nothing happens."""
@@ -155,33 +185,59 @@ class BagSource:
                 "(episodes: gap_s splits at silences, clock: received ignores headers)"
             )
 
-    def _state_series(self) -> list[Series]:
-        mapping = self.mapping
-        parts = list(mapping.state)
-        if mapping.goal is not None:
-            parts += mapping.goal.achieved
-        parts += [s for rows, signals in mapping.extra.values() if rows == "states"
-                  for s in signals]
-        return [self.recorded.series[s] for s in parts if len(self.recorded.series[s].stamps)]
-
     def _episodes(self) -> Iterator[Episode]:
-        for span in self.spans:
+        for before, span in zip([None, *self.spans], self.spans, strict=False):
             beat()
-            ticks = self._ticks(span)
-            if len(ticks) < 2:
-                self.skipped += 1
-                self.tally("episodes", "too short")
-                continue
-            builder = Builder(self, ticks, span)
-            for first, last in builder.pieces():
-                if last - first < self.mapping.episodes.min_steps:
-                    self.skipped += 1
-                    self.tally("episodes", "too short")
-                    continue
-                with np.errstate(over="ignore", invalid="ignore"):  # judged below
-                    episode = builder.build(first, last)
+            yield from self._of_span(span, None if before is None else before[1])
+
+    def _of_span(self, span: Span, before_ns: int | None) -> Iterator[Episode]:
+        """The episodes of a span, tried again as long as frames turn out to be unreadable."""
+        while True:
+            counts, skipped = copy.deepcopy(self._counts), self.skipped
+            try:
+                first, builder, pieces = self._opened(span, before_ns)
+                break
+            except UnreadableError as error:
+                track = self.recorded.tracks[error.camera.name]
+                track.give_up(error.numbers, error.reason)
+                self._counts, self.skipped = counts, skipped
+        for number, piece in enumerate(pieces):
+            episode = first if number == 0 and first is not None else builder.build(*piece)
+            if len(episode) < self.mapping.episodes.min_steps:
+                self._too_short()
+            else:
                 self._check_shapes(episode)
                 yield episode
+            if self.mapping.terminate_on_success and episode.terminated[-1]:
+                left = sum(end - begin for begin, end in pieces[number + 1 :])
+                self.tally("episodes", STEPS_CUT, left)
+                return
+
+    def _opened(self, span: Span, before_ns: int | None) -> (
+        tuple[Episode | None, Builder, list[Span]]
+    ):
+        """The builder of a span, its pieces, and the episode of the first of them; after this no
+        frame turns out to be unreadable."""
+        skipped = self.skipped
+        ticks = self._ticks(span)
+        if len(ticks) < 2:
+            if self.skipped == skipped:
+                self._too_short()
+            return None, Builder(self, ticks, span, before_ns), []
+        builder = Builder(self, ticks, span, before_ns)
+        pieces = []
+        for piece in builder.pieces():
+            if piece[1] - piece[0] < self.mapping.episodes.min_steps:
+                self._too_short()
+            else:
+                pieces.append(piece)
+        if len(pieces) > 1:
+            builder.check_frames(pieces)
+        return builder.build(*pieces[0]) if pieces else None, builder, pieces
+
+    def _too_short(self) -> None:
+        self.skipped += 1
+        self.tally("episodes", "too short")
 
     def _check_shapes(self, episode: Episode) -> None:
         for name, images in episode.images.items():
@@ -198,5 +254,11 @@ class BagSource:
             counts[kind] = counts.get(kind, 0) + by
 
     def _summary(self) -> list[str]:
-        return [f"{what}: " + ", ".join(f"{by} {kind}" for kind, by in counts.items())
-                for what, counts in self._counts.items()]
+        found = [f"{what}: " + ", ".join(f"{by} {kind}" for kind, by in counts.items())
+                 for what, counts in self._counts.items()]
+        for track in self.recorded.tracks.values():
+            if len(track.unreadable):
+                policy = track.camera.on_missing or self.mapping.on_missing
+                found.append(f"{track.camera.topic}: {len(track.unreadable)} unreadable frames, "
+                             f"taken as missing ({policy}); the first: {track.reason}")
+        return found + self.action_range.notes(self.mapping)

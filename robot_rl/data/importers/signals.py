@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robot_rl.data.importers.bagfiles import Bag
+from robot_rl.data.importers.clocks import Clocks
 from robot_rl.data.importers.containers import Message, Topic
 from robot_rl.data.importers.images import COMPRESSED, IMAGE
 from robot_rl.data.importers.mapping import Camera, Mapping, Signal
@@ -22,7 +23,9 @@ from robot_rl.errors import InvalidInputError
 
 STRING = "std_msgs/msg/String"
 MAX_RECORD = 64 << 20
-_FAR_NS = 10 * 10**9
+# What may say so that its topic is optional, besides metadata.
+OPTIONAL = ("success", "terminated", "truncated", "intervention", "reset", "episodes.start",
+            "episodes.stop")
 
 
 @dataclass
@@ -38,7 +41,7 @@ class Series:
     texts: list[str] = field(default_factory=list)
     event: bool = False
 
-    @property
+    @cached_property
     def period_ns(self) -> int:
         return median_period_ns(self.stamps)
 
@@ -50,7 +53,7 @@ class Series:
     def flags(self) -> NDArray[np.bool_]:
         """Which messages are true: those that equal ``equals``, or, without it, are not 0."""
         wanted = self.signal.equals
-        if self.event:
+        if self.event or not len(self.stamps):
             return np.ones(len(self.stamps), np.bool_)
         if self.is_text:
             if wanted is None:
@@ -76,12 +79,27 @@ class Series:
 
 @dataclass
 class Track:
-    """Where a camera's frames lie: sorted ``stamps`` (N,) [ns], ``places`` (N, 4)."""
+    """Where a camera's frames lie: sorted ``stamps`` (N,) [ns], ``places`` (N, 4).
+
+    ``period_ns`` is the usual time between frames. Frames that turned out to be unreadable lie in
+    ``unreadable`` (stamps) instead; ``reason`` says what was wrong with the first.
+    """
 
     camera: Camera
     msgtype: str
     stamps: Stamps
     places: NDArray[np.int64]
+    period_ns: int = 0
+    unreadable: Stamps = field(default_factory=lambda: np.zeros(0, np.int64))
+    reason: str = ""
+
+    def give_up(self, numbers: list[int], reason: str) -> None:
+        """Count these frames as unreadable from now on."""
+        keep = np.ones(len(self.stamps), np.bool_)
+        keep[numbers] = False
+        self.unreadable = np.sort(np.concatenate([self.unreadable, self.stamps[~keep]]))
+        self.stamps, self.places = self.stamps[keep], self.places[keep]
+        self.reason = self.reason or reason
 
 
 @dataclass
@@ -117,27 +135,26 @@ def all_signals(mapping: Mapping) -> list[tuple[Signal, bool]]:
 
 
 def find_topics(bag: Bag, mapping: Mapping) -> list[Topic]:
-    """The topics that the mapping names.
+    """The topics that the mapping names and the bag has.
 
     Raises:
-        InvalidInputError: the bag lacks one; the message lists what it has.
+        InvalidInputError: the bag lacks one that is not optional; the message lists what it has.
     """
-    wanted = [(signal.topic, signal.where) for signal, _ in all_signals(mapping)]
-    wanted += [(camera.topic, camera.where) for camera in mapping.cameras]
+    if not bag.topics and bag.cut_off:
+        raise InvalidInputError(f"the bag {bag.path} was cut off, or is damaged, so early that "
+                                "nothing whole is in it: no topic and no message")
+    signals = [signal for signal, _ in all_signals(mapping)]
+    wanted = [(signal.topic, signal.where, signal.optional) for signal in signals]
+    wanted += [(camera.topic, camera.where, False) for camera in mapping.cameras]
     if mapping.episodes.record:
-        wanted.append((mapping.episodes.record, "episodes.record"))
+        wanted.append((mapping.episodes.record, "episodes.record", False))
     found: dict[str, Topic] = {}
-    for name, where in wanted:
+    for name, where, optional in wanted:
         topic = bag.topics.get(name)
-        if topic is None:
-            near = difflib.get_close_matches(name, bag.topics, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            known = "; ".join(f"{t.name} ({t.msgtype})" for t in list(bag.topics.values())[:60])
-            raise InvalidInputError(
-                f"{where}: the bag {bag.path} has no topic {name!r}{hint}; it has: "
-                f"{known or 'none'}"
-            )
-        found[name] = topic
+        if topic is not None:
+            found[name] = topic
+        elif not optional:
+            raise _no_topic(bag, name, where)
     for camera in mapping.cameras:
         kind = found[camera.topic].msgtype
         if kind not in (IMAGE, COMPRESSED):
@@ -146,6 +163,19 @@ def find_topics(bag: Bag, mapping: Mapping) -> list[Topic]:
     if mapping.episodes.record and found[mapping.episodes.record].msgtype != STRING:
         raise InvalidInputError(f"episodes.record: {mapping.episodes.record} should be a {STRING}")
     return list(found.values())
+
+
+def _no_topic(bag: Bag, name: str, where: str) -> InvalidInputError:
+    near = difflib.get_close_matches(name, bag.topics, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    if bag.cut_off:
+        hint += " (it was cut off: what came later is not in it)"
+    if where.startswith("metadata.") or where in OPTIONAL:
+        hint += "; optional: true where it may never be published"
+    known = "; ".join(f"{t.name} ({t.msgtype})" for t in list(bag.topics.values())[:60])
+    return InvalidInputError(
+        f"{where}: the bag {bag.path} has no topic {name!r}{hint}; it has: {known or 'none'}"
+    )
 
 
 class _Gatherer:
@@ -247,19 +277,26 @@ class _TrackGatherer:
         again[1:] = (stamps[1:] == stamps[:-1]) & np.array(self.from_header, np.bool_)[order][1:]
         if again.any():
             notes.append(f"{label}: {int(again.sum())} frames came twice and were dropped")
-        return Track(self.camera, self.msgtype, stamps[~again], places[~again])
+        stamps = stamps[~again]
+        return Track(self.camera, self.msgtype, stamps, places[~again], median_period_ns(stamps))
 
 
 def collect(bag: Bag, mapping: Mapping, types: Types) -> Recorded:
     """Read every number that the mapping asks for; frames only by their place.
 
     Raises:
-        InvalidInputError: a message is damaged, or does not hold what the mapping says.
+        InvalidInputError: a message is damaged, does not hold what the mapping says, or is
+            stamped by another clock than the rest.
     """
     recorded = Recorded()
     gatherers: dict[str, list[_Gatherer]] = {}
     cameras: dict[str, list[_TrackGatherer]] = {}
     for signal, loose in all_signals(mapping):
+        if signal.topic not in bag.topics:
+            recorded.series[signal] = Series(signal, np.zeros(0, np.int64), np.zeros((0, 0)))
+            note = f"{signal.topic} ({signal.where}): not in the bag, optional"
+            recorded.notes += [note] if note not in recorded.notes else []
+            continue
         known = gatherers.setdefault(signal.topic, [])
         if all(each.signal != signal for each in known):
             times_only = signal in (mapping.ticks, mapping.align)
@@ -269,7 +306,7 @@ def collect(bag: Bag, mapping: Mapping, types: Types) -> Recorded:
         cameras.setdefault(camera.topic, []).append(track)
     record = mapping.episodes.record
     wanted = {*gatherers, *cameras} | ({record} if record else set())
-    clocks = _Clocks(types, mapping)
+    clocks = Clocks(types, mapping.clock)
     for message in bag.scan(wanted):
         kind = bag.topics[message.topic].msgtype
         stamps = clocks.stamps(message, kind)
@@ -278,9 +315,11 @@ def collect(bag: Bag, mapping: Mapping, types: Types) -> Recorded:
         if message.topic in gatherers or message.topic == record:
             body = types.read(message.data, kind, f"topic {message.topic}")
             for each in gatherers.get(message.topic, ()):
-                each.add(body, stamps(each.signal.clock)[0])
+                counted = not each.signal.where.startswith("metadata.")
+                each.add(body, stamps(each.signal.clock, counted)[0])
             if message.topic == record:
                 recorded.records.append((message.received_ns, _record(body.data)))
+    clocks.check()
     recorded.records.sort(key=lambda entry: entry[0])
     for group in gatherers.values():
         for each in group:
@@ -290,48 +329,6 @@ def collect(bag: Bag, mapping: Mapping, types: Types) -> Recorded:
             recorded.tracks[track.camera.name] = track.finish(recorded.notes)
     recorded.notes.extend(clocks.notes())
     return recorded
-
-
-class _Clocks:
-    """Says when a message was: by its header, or when it was received."""
-
-    def __init__(self, types: Types, mapping: Mapping) -> None:
-        self.types, self.default = types, mapping.clock
-        self.with_header = {name: types.has_header(name) for name in types.fields}
-        self.unstamped: dict[str, int] = {}
-        self.far: dict[str, int] = {}
-        self.both: set[tuple[str, bool]] = set()
-
-    def stamps(self, message: Message, msgtype: str) -> Any:
-        """A function from a clock's name to the stamp [ns], and whether the header gave it."""
-        header_ns = 0
-        if self.with_header[msgtype]:
-            header_ns = self.types.header_stamp_ns(message.data)
-
-        def choose(clock: str) -> tuple[int, bool]:
-            if (clock or self.default) == "received" or not self.with_header[msgtype]:
-                return self._checked(message.received_ns, message.topic), False
-            if header_ns == 0:
-                self.unstamped[message.topic] = self.unstamped.get(message.topic, 0) + 1
-                return self._checked(message.received_ns, message.topic), False
-            if abs(header_ns - message.received_ns) > _FAR_NS:
-                self.far[message.topic] = self.far.get(message.topic, 0) + 1
-            return self._checked(header_ns, message.topic), True
-
-        return choose
-
-    def _checked(self, stamp_ns: int, topic: str) -> int:
-        if not -(2**62) < stamp_ns < 2**62:
-            raise InvalidInputError(f"topic {topic}: a message of the time {stamp_ns} ns")
-        return stamp_ns
-
-    def notes(self) -> list[str]:
-        found = [f"{topic}: {count} messages without a header stamp, placed by when they were "
-                 "received" for topic, count in self.unstamped.items()]
-        found += [f"{topic}: {count} header stamps are more than {_FAR_NS // 10**9} s from when "
-                  "the messages were received; are all on one clock? (clock: received ignores "
-                  "them)" for topic, count in self.far.items()]
-        return found
 
 
 def _record(text: Any) -> Any:
