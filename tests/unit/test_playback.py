@@ -267,6 +267,6 @@ def test_what_data_calls_its_task_may_be_free_text(walks, tmp_path, name):
                       agent_overrides=SMALL, quiet=True)
     assert values["steps"] == 2
     assert resume_pretrain(tmp_path / "run", steps=3, quiet=True)["steps"] == 3
-    with pytest.raises(InvalidInputError, match="give --task; the data says .* none of ours"):
+    with pytest.raises(InvalidInputError, match=r"give --task; the data says .* none of ours"):
         pretrain(PretrainConfig(data=str(data), steps=2, eval_episodes=1,
                                 out=str(tmp_path / "other")), agent_overrides=SMALL, quiet=True)
