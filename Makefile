@@ -29,7 +29,7 @@ DEMO_EXTRAS := sim,report,external,data
 TEST_EXTRAS := sim,report,external,data,ros,link,test,lint
 BENCH_EXTRAS := sim,external,bench
 
-.PHONY: help demo test test-slow lint format bench bench-learning doctor setup clean
+.PHONY: help demo test test-slow lint format bench bench-data bench-learning doctor setup clean
 
 help:  ## show this list
 	@echo "make <target>; each one installs what it needs into $(VENV) first"
@@ -54,6 +54,10 @@ bench: $(VENV)/.stamp-bench  ## measure speed and parity on this machine (minute
 	$(BIN)/python benchmarks/env_rates.py --out benchmarks/results/env_rates.json
 	$(BIN)/python benchmarks/engine_parity.py --out benchmarks/results/engine_parity.json
 	$(BIN)/python benchmarks/iql_updates.py
+	$(BIN)/python benchmarks/recording_rate.py
+
+bench-data: $(VENV)/.stamp-test  ## kill, cut and mutate: is recorded data safe (a quarter of an hour)
+	$(BIN)/python benchmarks/durability.py
 
 bench-learning: $(VENV)/.stamp-demo  ## learning results over three seeds, both engines (an hour)
 	$(BIN)/python benchmarks/scripted_success.py
