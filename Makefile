@@ -27,7 +27,7 @@ SAY := @echo "robot_rl:"
 
 DEMO_EXTRAS := sim,report,external,data
 TEST_EXTRAS := sim,report,external,data,ros,link,test,lint
-BENCH_EXTRAS := sim,external,bench
+BENCH_EXTRAS := sim,external,data,bench
 
 .PHONY: help demo test test-slow lint format bench bench-data bench-learning doctor setup clean
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -226,7 +229,8 @@ def test_messages_come_in_the_order_of_time_and_at_recorded_stamps(tmp_path):
 
 
 def test_resampling_an_exported_bag(tmp_path):
-    episode = rich(20, 0, stamp_s=50.0 + np.arange(21) * 0.1)
+    # What comes after a termination is only kept where the episode comes back as it was.
+    episode = rich(20, 0, stamp_s=50.0 + np.arange(21) * 0.1, terminated=np.zeros(20, np.bool_))
     export(Log([episode]), tmp_path / "bag")
     assert_same(back(tmp_path / "bag", rate=10.0)[1][0], episode)
     mapping = yaml.safe_load((tmp_path / "bag" / MAP_NAME).read_text())
@@ -235,6 +239,51 @@ def test_resampling_an_exported_bag(tmp_path):
     np.testing.assert_array_equal(slower.observation, episode.observation[::2])
     np.testing.assert_array_equal(slower.action, episode.action[::2])
     assert slower.metadata["instruction"] == episode.metadata["instruction"]
+
+
+@pytest.mark.parametrize("rate", [10.0, 5.0, 3.0, 2.5])
+def test_the_pauses_between_exported_episodes_are_no_steps(tmp_path, rate):
+    calm = {"terminated": np.zeros(50, np.bool_), "extra": {}}
+    episodes = [rich(50, k, stamp_s=100.0 * (k + 1) + np.arange(51) * 0.1, **calm)
+                for k in range(3)]
+    export(Log(episodes), tmp_path / "bag")
+    found = back(tmp_path / "bag", rate=rate)[1]
+    assert [len(e) for e in found] == [int(5 * rate)] * 3
+    for a, b in zip(episodes, found, strict=True):
+        at = np.floor(np.arange(len(b) + 1) * 10 / rate + 1e-6).astype(int)
+        np.testing.assert_array_equal(b.observation, a.observation[at])
+
+
+@pytest.mark.parametrize("kind", ["mcap", "lerobot", "minari"])
+def test_an_export_does_not_go_into_its_source(tmp_path, kind, dataset_of, episode):
+    pytest.importorskip({"mcap": "rosbags", "lerobot": "pyarrow", "minari": "minari"}[kind])
+    source = Path(dataset_of(tmp_path / "a" / "data", [episode(4, 0)], "Push"))
+    before = sorted(tmp_path.rglob("*"))
+    (tmp_path / "link").symlink_to(source)
+    for dest in (source / "out", source / "deep" / "out", tmp_path / "link" / "out", source,
+                 source.parent):
+        with pytest.raises(InvalidInputError, match="export: the destination .* the source"):
+            export_dataset(kind, source, dest, overwrite=True, quiet=True)
+    (tmp_path / "link").unlink()
+    assert sorted(tmp_path.rglob("*")) == before
+    beside = source.with_name("data2")
+    assert export_dataset(kind, source, beside, quiet=True)["episodes"] == 1
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("mcap", "exporting"), ("lerobot", "part"),
+                                              ("minari", "part")])
+def test_what_a_killed_export_left_is_cleared(tmp_path, kind, suffix, dataset_of, episode):
+    pytest.importorskip({"mcap": "rosbags", "lerobot": "pyarrow", "minari": "minari"}[kind])
+    source = dataset_of(tmp_path / "data", [episode(4, 0)], "Push")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    stale = tmp_path / f".out.{dead.pid}.{suffix}"
+    others = [tmp_path / f".out.{os.getppid()}.{suffix}", tmp_path / f".out.x.{suffix}",
+              tmp_path / f".outer.{dead.pid}.{suffix}"]
+    for folder in (stale, *others):
+        (folder / "x").mkdir(parents=True)
+    export_dataset(kind, source, tmp_path / "out", quiet=True)
+    assert not stale.exists() and all(folder.exists() for folder in others)
 
 
 def test_topics_have_names_that_ros_allows():

@@ -100,7 +100,7 @@ def export(
         raise InvalidInputError("export to lerobot: there are no episodes")
     tqdm = need("tqdm", "progress").tqdm
     fields, apart = survey(log, count)
-    with staged(dest, "export", overwrite=overwrite) as folder:
+    with staged(dest, "export", overwrite=overwrite, source=getattr(log, "path", None)) as folder:
         writer = _Writer(folder, log, fields, video)
         try:
             for number in tqdm(range(count), disable=quiet, desc="lerobot"):

@@ -39,10 +39,12 @@ from robot_rl.data.episodes import (
     Episode,
 )
 from robot_rl.data.files import new_folder, sync_folder
+from robot_rl.data.importers.base import check_apart, clear_stale
 from robot_rl.data.importers.recorded import make_record
 from robot_rl.errors import InvalidInputError, MissingDependencyError
 
 EPISODE_TOPIC = "/robot_rl/episode"
+END_TOPIC = "/robot_rl/episode_end"
 TICK_TOPIC = "/robot_rl/tick"
 MAP_NAME = "map.yaml"
 # Array type: the message that carries it without loss, and the type of that message's numbers.
@@ -72,6 +74,8 @@ def export(
         MissingDependencyError: rosbags is not installed.
     """
     dest = Path(dest)
+    check_apart(getattr(log, "path", None), dest, "export")
+    clear_stale(dest, "exporting")
     used = dest.exists() and (not dest.is_dir() or any(dest.iterdir()))
     if used and not overwrite:
         raise InvalidInputError(f"export: {dest} is already there and not empty; choose another, "
@@ -209,6 +213,7 @@ def _mapping(info: DatasetInfo, layout: _Layout) -> dict[str, Any]:
             ("config", _plain(config)), ("calibration", _plain(info.calibration)),
         ) if v},
         "episodes": {"start": {"topic": EPISODE_TOPIC, "equals": "any"},
+                     "stop": {"topic": END_TOPIC, "equals": "any"},
                      "record": EPISODE_TOPIC},
     }
     for key in (OBSERVATION, ACTION, REQUESTED):
@@ -342,6 +347,7 @@ class _BagWriter:
                 value_or_none = doing[key]
                 if k < len(episode) and value_or_none is not None:
                     self.scalar(topic_name(key), "Bool", bool(value_or_none[k]), now)
+        self.scalar(END_TOPIC, "Int64", number, self.now_ns)
 
     def _arrays(self, episode: Episode, layout: _Layout) -> list[tuple[_Array, NDArray[Any]]]:
         found = {**episode.state_arrays(), **episode.step_arrays(), **episode.extra,

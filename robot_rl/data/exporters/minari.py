@@ -61,7 +61,7 @@ def export(
         raise InvalidInputError("export to minari: there are no episodes")
     first = log.read(0)
     name = dataset_id(dest.name)
-    with staged(dest, "export", overwrite=overwrite) as folder:
+    with staged(dest, "export", overwrite=overwrite, source=getattr(log, "path", None)) as folder:
         data = folder / "data"
         data.mkdir()
         storage = storage_of.MinariStorage.new(

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from robot_rl.data.episodes import DatasetInfo, Episode
 from robot_rl.data.files import new_folder, sync_folder
+from robot_rl.data.importers.base import check_apart, clear_stale
 from robot_rl.errors import InvalidInputError
 
 
@@ -26,15 +27,23 @@ class EpisodeLog(Protocol):
 
 
 @contextmanager
-def staged(dest: Path, what: str, *, overwrite: bool) -> Iterator[Path]:
+def staged(
+    dest: Path, what: str, *, overwrite: bool, source: str | Path | None = None
+) -> Iterator[Path]:
     """A folder to fill, which becomes ``dest`` when all went well and vanishes when not.
 
-    With ``overwrite``, what was at ``dest`` is set aside as ``<name>.old`` only then.
+    With ``overwrite``, what was at ``dest`` is set aside as ``<name>.old`` only then. What a
+    killed process left of filling ``dest`` is removed.
+
+    Args:
+        source: what is being read, which must lie apart from ``dest``.
 
     Raises:
-        InvalidInputError: ``dest`` is in use, or the disk refuses.
+        InvalidInputError: ``dest`` is in use, within ``source`` or around it, or the disk refuses.
     """
     dest = Path(os.path.abspath(dest))
+    check_apart(source, dest, what)
+    clear_stale(dest, "part")
     made = not dest.exists()
     if not overwrite or made:
         new_folder(dest, what)

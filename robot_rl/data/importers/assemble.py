@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from robot_rl.data.episodes import IMAGES, OBSERVATION, Episode, Images
-from robot_rl.data.importers import resample
+from robot_rl.data.episodes import OBSERVATION, Episode, Images
+from robot_rl.data.importers import lateness, resample
 from robot_rl.data.importers.bagfiles import Bag
-from robot_rl.data.importers.base import MAX_BYTES
-from robot_rl.data.importers.images import decode, fit
+from robot_rl.data.importers.frames import FrameReader
 from robot_rl.data.importers.mapping import Action, Camera, Mapping, Signal
 from robot_rl.data.importers.messages import Types
-from robot_rl.data.importers.progress import beat
 from robot_rl.data.importers.recorded import apply_record, read_metadata, take_record
 from robot_rl.data.importers.resample import Span, Stamps
 from robot_rl.data.importers.signals import Recorded, Series, Track
@@ -38,9 +36,13 @@ class Source(Protocol):
     def tally(self, what: str, kind: str, by: int = 1) -> None: ...
 
 
+STEPS_CUT = "steps left out that came after an end (terminated)"
+
+
 @dataclass
 class _Look:
-    """What one topic shows at each tick (or in each step): the message, its age, its policy."""
+    """What one topic shows at each tick (or in each step): the message, whether it is late, its
+    policy, and where it is no message to begin an episode with."""
 
     label: str
     key: str
@@ -48,21 +50,27 @@ class _Look:
     late: NDArray[np.bool_]
     policy: str
     stamps: Stamps
+    blocked: NDArray[np.bool_]
 
-    def held(self) -> int:
-        return int((self.index[1:] == self.index[:-1]).sum())
+    @property
+    def held(self) -> NDArray[np.bool_]:
+        same = np.zeros(len(self.index), np.bool_)
+        same[1:] = self.index[1:] == self.index[:-1]
+        return same
 
 
 class Builder:
-    """The episodes of one span of a bag."""
+    """The episodes of one span of a bag; the span before it ended at ``before_ns``."""
 
-    def __init__(self, source: Source, ticks: Stamps, span: Span) -> None:
+    def __init__(self, source: Source, ticks: Stamps, span: Span, before_ns: int | None) -> None:
         self.source, self.mapping, self.span = source, source.mapping, span
+        self.before_ns = before_ns
         self.recorded = source.recorded
+        self.frames = FrameReader(source.bag, source.types)
         self.record = take_record(self.recorded, span) if self.mapping.episodes.record else None
         looks = self._state_looks(ticks)
         steps = self._step_looks(ticks)
-        start = self._trim(ticks, looks, steps)
+        start = self._begin(ticks, [*looks.values(), *steps.values()])
         self.ticks = ticks[start:]
         self.states = {k: _cut(look, start) for k, look in looks.items()}
         self.steps = {k: _cut(look, start) for k, look in steps.items()}
@@ -73,24 +81,14 @@ class Builder:
         return round(1e9 / self.source.rate_hz)
 
     def _state_looks(self, ticks: Stamps) -> dict[Signal | str, _Look]:
-        mapping = self.mapping
         looks: dict[Signal | str, _Look] = {}
         period = self._period_ns(ticks)
-        keyed = [(OBSERVATION, s) for s in mapping.state]
-        keyed += [("", s) for s in (mapping.goal.achieved if mapping.goal is not None else ())]
-        keyed += [(key, s) for key, (rows, parts) in mapping.extra.items() if rows == "states"
-                  for s in parts]
-        for key, signal in keyed:
-            series = self.recorded.series[signal]
-            index = resample.newest(series.stamps, ticks)
-            most = signal.max_age_s or 2e-9 * max(period, series.period_ns)
-            looks[signal] = self._look(signal, key, series, index, ticks, most)
-        for camera in mapping.cameras:
-            track = self.recorded.tracks[camera.name]
-            index = resample.newest(track.stamps, ticks)
-            most = camera.max_age_s or 3e-9 * resample.median_period_ns(track.stamps)
-            key = f"{IMAGES}{camera.name}"
-            looks[camera.name] = self._look(camera, key, track, index, ticks, most)
+        for key, what in lateness.states(self.mapping):
+            seen = lateness.of(self.recorded, what)
+            index = resample.newest(seen.stamps, ticks)
+            look = self._look(what, key, seen, index, ticks, period)
+            look.blocked |= look.late
+            looks[what.name if isinstance(what, Camera) else what] = look
         return looks
 
     def _step_looks(self, ticks: Stamps) -> dict[Signal | str, _Look]:
@@ -103,43 +101,63 @@ class Builder:
         looks: dict[Signal | str, _Look] = {}
         for signal in parts:
             series = self.recorded.series[signal]
-            index = _in_step(series, ticks)
-            most = signal.max_age_s or 2e-9 * max(period, series.period_ns)
-            looks[signal] = self._look(signal, "", series, index, ticks[:-1], most)
+            looks[signal] = self._look(signal, "", series, _in_step(series, ticks), ticks[:-1],
+                                       period)
         return looks
 
     def _look(
         self, what: Signal | Camera, key: str, seen: Series | Track, index: Stamps, ticks: Stamps,
-        most_s: float,
+        period_ns: int,
     ) -> _Look:
-        many = len(seen.stamps) > 2 or bool(what.max_age_s)
-        late = (resample.ages_s(seen.stamps, index, ticks) > most_s * (1 + 1e-9)) & (index >= 0)
-        return _Look(what.topic, key, index, late & many, what.on_missing or
-                     self.mapping.on_missing, seen.stamps)
+        limits = lateness.limits(what, seen, period_ns, self.mapping.episodes.gap_s)
+        policy = what.on_missing or self.mapping.on_missing
+        ages = resample.ages_s(seen.stamps, index, ticks) * 1e9
+        late = (ages > limits.late_ns * (1 + 1e-9)) & (index >= 0)
+        used = seen.stamps[index] if len(seen.stamps) else np.zeros_like(index)
+        if isinstance(seen, Track) and len(seen.unreadable):
+            # A frame came, but it is none.
+            came = resample.newest(seen.unreadable, ticks)
+            late |= (came >= 0) & (index >= 0) & (seen.unreadable[came] > used)
+        # What the episode before was told is nothing to begin this one with.
+        old = (used < self.span[0]) & (ages > limits.first_ns * (1 + 1e-9))
+        return _Look(what.topic, key, index, late, policy, seen.stamps, (index < 0) | old)
 
-    def _trim(
-        self, ticks: Stamps, states: dict[Signal | str, _Look], steps: dict[Signal | str, _Look]
-    ) -> int:
-        """The first tick at which everything was there."""
-        start = 0
-        for look in (*states.values(), *steps.values()):
-            missing = int((look.index < 0).sum())
-            self.source.tally(look.label, "ticks without any message yet", missing)
-            start = max(start, missing)
+    def _begin(self, ticks: Stamps, looks: list[_Look]) -> int:
+        """The first tick at which everything is there; the number of ticks where there is none."""
+        count = max(len(ticks) - 1, 0)
+        blocked = np.zeros(count, np.bool_)
+        for look in looks:
+            blocked |= look.blocked[:count]
+        start = int(np.argmin(blocked)) if count and not blocked.all() else len(ticks)
+        waits: dict[str, int] = {}
+        for look in looks:
+            waiting = int(look.blocked[:start].sum())
+            waits[look.label] = max(waits.get(look.label, 0), waiting)
+            if start == len(ticks) and look.policy == "error" and look.blocked[:count].all():
+                raise InvalidInputError(
+                    f"{self.source.path}: {look.label} has no message that is recent enough in the "
+                    f"episode from {ticks[0] / 1e9:.3f} s to {ticks[-1] / 1e9:.3f} s"
+                )
+        for label, waiting in waits.items():
+            self.source.tally(label, "first ticks left out, before its first message", waiting)
         return start
 
     def pieces(self) -> list[Span]:
-        """The steps [first, last) of each episode, after every topic's policy."""
+        """The steps [first, last) of each episode, after every topic's policy and up to the first
+        termination."""
         count = len(self.ticks) - 1
         if count < 1:
             self.source.skipped += 1
             self.source.tally("episodes", "without any complete step")
             return []
+        count = self._end(count)
         good = np.ones(count, np.bool_)
         for look in (*self.states.values(), *self.steps.values()):
+            shown = len(look.late) - (len(self.ticks) - 1) + count
+            look.index, look.late = look.index[:shown], look.late[:shown]
+        self._count()
+        for look in (*self.states.values(), *self.steps.values()):
             late = int(look.late.sum())
-            self.source.tally(look.label, "ticks held", look.held())
-            self.source.tally(look.label, f"ticks late ({look.policy})", late)
             if not late:
                 continue
             if look.policy == "error":
@@ -154,6 +172,47 @@ class Builder:
                 bad = look.late if len(look.late) == count else look.late[:-1] | look.late[1:]
                 good &= ~bad
         return resample.runs(good)
+
+    def _end(self, count: int) -> int:
+        """How many of the steps lie before the end of the first that terminated."""
+        mapping = self.mapping
+        signal = mapping.success if mapping.terminate_on_success else mapping.terminated
+        if signal is None or self._as_recorded:
+            return count
+        ends = self.ticks[1:].copy()
+        ends[-1] = max(ends[-1], self.span[1])
+        flags = self._flags(signal, self.ticks, ends)
+        last = int(np.argmax(flags)) + 1 if flags.any() else count
+        self.source.tally("episodes", STEPS_CUT, count - last)
+        return last
+
+    @property
+    def _as_recorded(self) -> bool:
+        """Whether the episode is one of ours, which its record gives back as it was."""
+        return self.record is not None and self.source.by_ticks
+
+    def _count(self) -> None:
+        """Tell, by topic, how many ticks were held and late; parts of one topic count once."""
+        held: dict[str, NDArray[np.bool_]] = {}
+        late: dict[tuple[str, str], NDArray[np.bool_]] = {}
+        for look in (*self.states.values(), *self.steps.values()):
+            empty = np.zeros(len(self.ticks), np.bool_)
+            many = len(look.index)
+            held.setdefault(look.label, empty.copy())[:many] |= look.held
+            late.setdefault((look.label, look.policy), empty)[:many] |= look.late
+        for label, ticks in held.items():
+            self.source.tally(label, "ticks held", int(ticks.sum()))
+        for (label, policy), ticks in late.items():
+            self.source.tally(label, f"ticks late ({policy})", int(ticks.sum()))
+
+    def check_frames(self, pieces: list[Span]) -> None:
+        """Raise what :meth:`build` would of frames that cannot be read."""
+        for camera in self.mapping.cameras:
+            track = self.recorded.tracks[camera.name]
+            look = self.states[camera.name]
+            for first, last in pieces:
+                used = self._used(camera, slice(first, last + 1))
+                self.frames.check(camera, track, used, look.policy)
 
     def build(self, first: int, last: int) -> Episode:
         """The episode of the steps [first, last)."""
@@ -176,6 +235,7 @@ class Builder:
             # The episode ends with its first success.
             count = int(np.argmax(success)) + 1
             if count < len(success):
+                self.source.tally("episodes", STEPS_CUT, len(success) - count)
                 return self.build(first, first + count)
             terminated = success.copy()
         truncated = np.zeros(last - first, np.bool_)
@@ -198,7 +258,7 @@ class Builder:
             extra=self._extra(states, steps, ticks),
             metadata=self._metadata(first, last, ticks),
         )
-        if self.record is not None and self.source.by_ticks:
+        if self.record is not None and self._as_recorded:
             apply_record(episode, self.record)
         elif self.record is not None:
             # Its stamps are those of other ticks.
@@ -240,15 +300,24 @@ class Builder:
         return achieved, desired
 
     def _once(self, signal: Signal, ticks: Stamps) -> NDArray[Any]:
-        """What an episode's one value is: the newest at its first tick, else the first after."""
+        """What an episode's one value is."""
         series = self.recorded.series[signal]
-        at = int(resample.newest(series.stamps, ticks[:1])[0])
-        if at < 0:
-            at = 0
-            if not len(series.stamps) or series.stamps[0] > self.span[1]:
-                raise InvalidInputError(f"{signal.where}: {signal.topic} says nothing before the "
-                                        f"end of the episode at {self.span[1] / 1e9:.3f} s")
+        at = self._said(series, ticks)
+        if not len(series.stamps) or series.stamps[at] > self.span[1]:
+            raise InvalidInputError(f"{signal.where}: {signal.topic} says nothing before the "
+                                    f"end of the episode at {self.span[1] / 1e9:.3f} s")
         return np.asarray(series.values[at])
+
+    def _said(self, series: Series, ticks: Stamps) -> int:
+        """The message that an episode's one value comes from: the newest at its first tick, else
+        the first after. One from an episode before, with a pause between, only where this one says
+        nothing."""
+        at = int(resample.newest(series.stamps, ticks[:1])[0])
+        following = at + 1 < len(series.stamps) and series.stamps[at + 1] <= self.span[1]
+        paused = self.before_ns is not None and self.before_ns < self.span[0] - 1
+        if at >= 0 and paused and following and series.stamps[at] <= (self.before_ns or 0):
+            return at + 1
+        return max(at, 0)
 
     def _rewards(
         self, ticks: Stamps, ends: Stamps, achieved: NDArray[Any], desired: NDArray[Any],
@@ -339,34 +408,21 @@ class Builder:
 
     def _images(self, camera: Camera, states: slice) -> Images:
         track = self.recorded.tracks[camera.name]
-        index = self.states[camera.name].index[states]
-        if camera.frames == "all":
-            first = int(np.searchsorted(track.stamps, self.span[0], side="left"))
-            last = int(np.searchsorted(track.stamps, self.span[1], side="right"))
-            used = np.arange(min(first, int(index[0])), last)
-        else:
-            used = np.unique(index)
-        frames = [self._frame(camera, track, int(i), len(used)) for i in used]
-        shapes = {frame.shape for frame in frames}
-        if len(shapes) > 1:
-            raise InvalidInputError(f"{camera.where}: frames of several sizes "
-                                    f"({sorted(shapes)[:4]}); give a size:")
-        return Images(np.stack(frames), np.searchsorted(used, index).astype(np.int64),
+        look = self.states[camera.name]
+        index, used = look.index[states], self._used(camera, states)
+        frames = self.frames.read(camera, track, used, look.policy)
+        return Images(frames, np.searchsorted(used, index).astype(np.int64),
                       track.stamps[used] / 1e9)
 
-    def _frame(self, camera: Camera, track: Track, number: int, count: int) -> NDArray[np.uint8]:
-        beat()
-        where = f"{camera.where}: frame {number} of {camera.topic}"
-        file, chunk, offset, length = (int(n) for n in track.places[number])
-        data = self.source.bag.fetch((file, chunk, offset, length))
-        message = self.source.types.read(data, track.msgtype, where)
-        frame = fit(decode(message, track.msgtype, where), camera.crop, camera.size, camera.where)
-        if frame.nbytes * count > MAX_BYTES:
-            raise InvalidInputError(
-                f"{camera.where}: {count} frames of {frame.shape} in one episode are over "
-                f"{MAX_BYTES} bytes; give a smaller size:, or split the episodes"
-            )
-        return frame
+    def _used(self, camera: Camera, states: slice) -> NDArray[np.int64]:
+        """The numbers of the frames that an episode of these states stores."""
+        track = self.recorded.tracks[camera.name]
+        index = self.states[camera.name].index[states]
+        if camera.frames != "all":
+            return np.asarray(np.unique(index))
+        first = int(np.searchsorted(track.stamps, self.span[0], side="left"))
+        last = int(np.searchsorted(track.stamps, self.span[1], side="right"))
+        return np.arange(min(first, int(index[0])), last)
 
     def _stamps(self, states: slice) -> dict[str, NDArray[np.float64]]:
         """When what each state is made of was measured."""
@@ -401,26 +457,28 @@ class Builder:
         return found
 
     def _metadata(self, first: int, last: int, ticks: Stamps) -> dict[str, Any]:
-        states = {look.label: look for look in self.states.values()}
+        late: dict[str, NDArray[np.bool_]] = {}
+        held: dict[str, NDArray[np.bool_]] = {}
+        for look in self.states.values():
+            for counts, rows in ((late, look.late[first : last + 1]),
+                                 (held, look.held[first + 1 : last + 1])):
+                counts[look.label] = counts[look.label] | rows if look.label in counts else rows
         found: dict[str, Any] = {
             "source": self.source.path.name,
-            "late_ticks": {k: n for k, look in states.items()
-                           if (n := int(look.late[first : last + 1].sum()))},
-            "held_ticks": {k: n for k, look in states.items() if (n := int(
-                (look.index[first + 1 : last + 1] == look.index[first:last]).sum()))},
+            "late_ticks": {k: n for k, rows in late.items() if (n := int(rows.sum()))},
+            "held_ticks": {k: n for k, rows in held.items() if (n := int(rows.sum()))},
         }
         for key, signal in self.mapping.metadata.items():
             series = self.recorded.series[signal]
-            at = int(resample.newest(series.stamps, ticks[:1])[0])
-            at = max(at, 0) if len(series.stamps) else at
+            at = self._said(series, ticks) if len(series.stamps) else -1
             if at >= 0:
                 found[key] = series.texts[at] if series.is_text else series.values[at].tolist()
         return found
 
 
 def _cut(look: _Look, start: int) -> _Look:
-    return _Look(look.label, look.key, look.index[start:], look.late[start:], look.policy,
-                 look.stamps)
+    return replace(look, index=look.index[start:], late=look.late[start:],
+                   blocked=look.blocked[start:])
 
 
 def _in_step(series: Series, ticks: Stamps) -> Stamps:

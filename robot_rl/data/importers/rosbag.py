@@ -14,7 +14,8 @@ import numpy as np
 
 from robot_rl.data.episodes import DatasetInfo, Episode
 from robot_rl.data.importers import resample
-from robot_rl.data.importers.assemble import STEPS_CUT, ActionRange, Builder
+from robot_rl.data.importers.actions import ActionRange
+from robot_rl.data.importers.assemble import STEPS_CUT, Builder
 from robot_rl.data.importers.bagfiles import Bag
 from robot_rl.data.importers.base import ImportOptions
 from robot_rl.data.importers.frames import UnreadableError
@@ -192,21 +193,25 @@ class BagSource:
 
     def _of_span(self, span: Span, before_ns: int | None) -> Iterator[Episode]:
         """The episodes of a span, tried again as long as frames turn out to be unreadable."""
-        while True:
+        opened = None
+        while opened is None:
             counts, skipped = copy.deepcopy(self._counts), self.skipped
             try:
-                first, builder, pieces = self._opened(span, before_ns)
-                break
+                opened = self._opened(span, before_ns)
+                if opened is None:
+                    return
             except UnreadableError as error:
                 track = self.recorded.tracks[error.camera.name]
                 track.give_up(error.numbers, error.reason)
                 self._counts, self.skipped = counts, skipped
+        first, builder, pieces = opened
         for number, piece in enumerate(pieces):
-            episode = first if number == 0 and first is not None else builder.build(*piece)
+            episode = first if number == 0 else builder.build(*piece)
             if len(episode) < self.mapping.episodes.min_steps:
                 self._too_short()
             else:
                 self._check_shapes(episode)
+                self.action_range.add(episode.action)
                 yield episode
             if self.mapping.terminate_on_success and episode.terminated[-1]:
                 left = sum(end - begin for begin, end in pieces[number + 1 :])
@@ -214,16 +219,16 @@ class BagSource:
                 return
 
     def _opened(self, span: Span, before_ns: int | None) -> (
-        tuple[Episode | None, Builder, list[Span]]
+        tuple[Episode, Builder, list[Span]] | None
     ):
-        """The builder of a span, its pieces, and the episode of the first of them; after this no
-        frame turns out to be unreadable."""
+        """The episode of the first piece of a span, the builder of the others, and the pieces;
+        None without any. After this no frame turns out to be unreadable."""
         skipped = self.skipped
         ticks = self._ticks(span)
         if len(ticks) < 2:
             if self.skipped == skipped:
                 self._too_short()
-            return None, Builder(self, ticks, span, before_ns), []
+            return None
         builder = Builder(self, ticks, span, before_ns)
         pieces = []
         for piece in builder.pieces():
@@ -231,9 +236,11 @@ class BagSource:
                 self._too_short()
             else:
                 pieces.append(piece)
+        if not pieces:
+            return None
         if len(pieces) > 1:
             builder.check_frames(pieces)
-        return builder.build(*pieces[0]) if pieces else None, builder, pieces
+        return builder.build(*pieces[0]), builder, pieces
 
     def _too_short(self) -> None:
         self.skipped += 1

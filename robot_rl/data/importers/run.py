@@ -28,7 +28,12 @@ from typing import Any
 from robot_rl import errors
 from robot_rl.data.episodes import DESIRED, Episode
 from robot_rl.data.importers import progress as life
-from robot_rl.data.importers.base import EpisodeSource, ImportOptions
+from robot_rl.data.importers.base import (
+    EpisodeSource,
+    ImportOptions,
+    check_apart,
+    clear_stale,
+)
 from robot_rl.errors import InvalidInputError, RobotRLError, unknown_name
 
 # Name of a format: the module that reads it.
@@ -144,10 +149,12 @@ def import_dataset(
     if not 0.0 <= rate_hz < 1e5:
         raise InvalidInputError(f"rate is {rate_hz} Hz, should be in [0, 100000)")
     options = ImportOptions(rate_hz=rate_hz, mapping=_read_mapping(mapping), task=task)
+    check_apart(source, out, "import")
     _check_free(out, overwrite)
+    _check_kind(kind, source)
     limits = limits or Limits()
     part = out.parent / f".{out.name}.{os.getpid()}.importing"
-    _clear_stale(out)
+    clear_stale(out, "importing")
     report = _reporter(quiet, progress)
     try:
         try:
@@ -187,16 +194,15 @@ def _check_free(out: Path, overwrite: bool) -> None:
                                 "give --overwrite to set it aside")
 
 
-def _clear_stale(out: Path) -> None:
-    """Remove what imports into ``out`` left that were killed without a chance to tidy up."""
-    if not out.parent.is_dir():
-        return
-    start, end = f".{out.name}.", ".importing"
-    for entry in out.parent.iterdir():
-        number = entry.name.removeprefix(start).removesuffix(end)
-        ours = entry.name == f"{start}{number}{end}" and number.isdecimal()
-        if ours and not Path(f"/proc/{number}").exists() and Path("/proc/self").exists():
-            shutil.rmtree(entry, ignore_errors=True)
+def _check_kind(kind: str, source: Path) -> None:
+    """Refuse a bag of the other ROS than was named."""
+    bags = {"rosbag1": "ROS 1", "rosbag2": "ROS 2"}
+    looks = detect(source) if kind in bags else None
+    if kind == "rosbag2" and looks is None and source.is_dir() and any(source.glob("*.bag")):
+        looks = "rosbag1"
+    if looks in bags and looks != kind:
+        raise InvalidInputError(f"import: {source} is no bag of {bags[kind]} ({kind}), it looks "
+                                f"like one of {bags[looks]}: give --from {looks}")
 
 
 def _move_into_place(part: Path, out: Path, overwrite: bool) -> None:

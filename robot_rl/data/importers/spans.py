@@ -44,6 +44,8 @@ def _marked(mapping: Mapping, recorded: Recorded, whole: Span) -> list[Span]:
     assert boundaries.start is not None
     begin = recorded.series[boundaries.start]
     starts = begin.stamps[_starts(begin)]
+    if not len(starts) and boundaries.start.optional:
+        starts = np.array(whole[:1], np.int64)
     if not len(starts):
         raise InvalidInputError(
             f"episodes.start: {boundaries.start.topic} never says that one begins "
@@ -72,7 +74,7 @@ def _starts(series: Series) -> NDArray[np.bool_]:
 
 def _stops(series: Series) -> NDArray[np.bool_]:
     wanted = series.signal.equals
-    if wanted == _ANY or series.event:
+    if wanted == _ANY or series.event or not len(series.stamps):
         return np.ones(len(series.stamps), np.bool_)
     if wanted is None:
         if not _is_flag(series):
