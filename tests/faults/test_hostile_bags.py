@@ -145,6 +145,12 @@ MCAPS: dict[str, Callable[[], bytes]] = {
         chunk("zstd", zstd(record(0x80, b"") * 5_000_000), 45_000_000)),
     "chunk in a chunk": lambda: mcap(chunk("", chunk("", b"", 0), 57)),
     "unknown compression": lambda: mcap(chunk("rar", b"x", 1)),
+    "packed message, a bomb": lambda: mcap(
+        schema(FLOATS, definition()), channel(), message(zstd_bomb(512 << 20))),
+    "packed message, cut off": lambda: mcap(
+        schema(FLOATS, definition()), channel(), message(zstd(floats())[:-3])),
+    "packed message in a packed message": lambda: mcap(
+        schema(FLOATS, definition()), channel(), message(zstd(zstd(floats())))),
     "damaged zstd": lambda: mcap(chunk("zstd", b"\x28\xb5\x2f\xfd" + b"\xff" * 90, 100)),
     "false checksum": lambda: mcap(chunk("", b"\x00" * 9, 9, crc=zlib.crc32(b"no"))),
     "text of 2^32 - 1 bytes": lambda: mcap(record(3, b"\x01\x00" + b"\xff" * 4)),

@@ -262,7 +262,7 @@ def test_an_export_does_not_go_into_its_source(tmp_path, kind, dataset_of, episo
     (tmp_path / "link").symlink_to(source)
     for dest in (source / "out", source / "deep" / "out", tmp_path / "link" / "out", source,
                  source.parent):
-        with pytest.raises(InvalidInputError, match="export: the destination .* the source"):
+        with pytest.raises(InvalidInputError, match=r"export: the destination .* the source"):
             export_dataset(kind, source, dest, overwrite=True, quiet=True)
     (tmp_path / "link").unlink()
     assert sorted(tmp_path.rglob("*")) == before

@@ -22,6 +22,8 @@ from robot_rl.errors import InvalidInputError, MissingDependencyError
 
 # No chunk unpacks to more, and no message is longer, than this many bytes.
 MAX_CHUNK = 256 << 20
+# No message that was compressed by itself unpacks to more.
+MAX_MESSAGE = 128 << 20
 # A chunk holds at most this many records, and more by this many for each of its packed bytes: a
 # small file must not unpack to an endless number of tiny records.
 MAX_RECORDS, RECORDS_PER_BYTE = 10_000, 20
@@ -109,13 +111,13 @@ def plain_message(data: bytes, packed: bool, where: str) -> bytes:
     where = f"{where}: a message"
     try:
         packer = decompressor("zstd", where)
-        out = packer.decompress(data, max_length=MAX_CHUNK + 1)
+        out = packer.decompress(data, max_length=MAX_MESSAGE + 1)
     except InvalidInputError:
         raise
     except Exception as error:  # zstd's own
         raise InvalidInputError(f"{where}: damaged zstd data ({error})") from None
-    if len(out) > MAX_CHUNK:
-        raise InvalidInputError(f"{where} unpacks to more than {MAX_CHUNK} bytes")
+    if len(out) > MAX_MESSAGE:
+        raise InvalidInputError(f"{where} unpacks to more than {MAX_MESSAGE} bytes")
     if not packer.eof:
         raise InvalidInputError(f"{where} ends in the middle of its zstd data")
     return bytes(out)

@@ -206,7 +206,7 @@ class BagSource:
                 self._counts, self.skipped = counts, skipped
         first, builder, pieces = opened
         for number, piece in enumerate(pieces):
-            episode = first if number == 0 else builder.build(*piece)
+            episode = first if number == 0 else _built(builder, piece)
             if len(episode) < self.mapping.episodes.min_steps:
                 self._too_short()
             else:
@@ -240,7 +240,7 @@ class BagSource:
             return None
         if len(pieces) > 1:
             builder.check_frames(pieces)
-        return builder.build(*pieces[0]), builder, pieces
+        return _built(builder, pieces[0]), builder, pieces
 
     def _too_short(self) -> None:
         self.skipped += 1
@@ -269,3 +269,8 @@ class BagSource:
                 found.append(f"{track.camera.topic}: {len(track.unreadable)} unreadable frames, "
                              f"taken as missing ({policy}); the first: {track.reason}")
         return found + self.action_range.notes(self.mapping)
+
+
+def _built(builder: Builder, piece: Span) -> Episode:
+    with np.errstate(over="ignore", invalid="ignore"):  # judged by the episode's own check
+        return builder.build(*piece)
