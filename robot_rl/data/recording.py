@@ -19,7 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robot_rl.data.episode_file import MAX_EPISODE_BYTES, EpisodeFileWriter
-from robot_rl.data.episodes import IMAGES, REWARD, SUCCESS, TERMINATED, TIMESTAMP, TRUNCATED
+from robot_rl.data.episodes import (
+    ACTION,
+    IMAGES,
+    INTERVENTION,
+    REWARD,
+    SUCCESS,
+    TERMINATED,
+    TIMESTAMP,
+    TRUNCATED,
+)
 from robot_rl.data.files import AppendedFile
 from robot_rl.data.frames import CameraFormat, encode, stamp_ns
 from robot_rl.data.given import check_first, convert, typed
@@ -48,12 +57,30 @@ class RecordingOptions:
 
 
 def commit_record(
-    steps: int, reward: float, success: bool, any_success: bool, ended: str, frames: dict[str, int]
+    steps: int,
+    reward: float,
+    success: bool,
+    any_success: bool,
+    ended: str,
+    frames: dict[str, int],
+    interventions: int | None,
 ) -> dict[str, Any]:
-    """What the last record of a committed episode says."""
+    """What the last record of a committed episode says; ``interventions`` counts the steps in
+    which a person acted, None where that was not recorded."""
     return {"steps": steps, "return": reward if np.isfinite(reward) else None, "success": success,
             "success_any": any_success, "ended": ended, "frames": frames,
-            "recorded_at": time.time()}
+            "interventions": interventions, "recorded_at": time.time()}
+
+
+def commit_record_of(steps: Mapping[str, NDArray[Any]], frames: dict[str, int]) -> dict[str, Any]:
+    """The same from an episode's step arrays by key, and the cameras' numbers of frames."""
+    ended = ("terminated" if steps[TERMINATED][-1] else
+             "truncated" if steps[TRUNCATED][-1] else "cut off")
+    marks = steps.get(INTERVENTION)
+    return commit_record(
+        len(steps[ACTION]), float(steps[REWARD].sum(dtype=np.float64)), bool(steps[SUCCESS][-1]),
+        bool(steps[SUCCESS].any()), ended, frames, None if marks is None else int(marks.sum()),
+    )
 
 
 class LiveEpisode:
@@ -88,6 +115,7 @@ class LiveEpisode:
         self._bytes = 0
         self.steps = 0
         self._return, self._success, self._any, self._ended = 0.0, False, False, "cut off"
+        self._interventions: int | None = None
         self._over = False
 
     # -- from the control loop and the cameras ----------------------------------------------
@@ -149,6 +177,8 @@ class LiveEpisode:
         self._return += float(row[REWARD][0])
         self._success = bool(row[SUCCESS][0])
         self._any = self._any or self._success
+        if INTERVENTION in step:
+            self._interventions = (self._interventions or 0) + bool(row[INTERVENTION][0])
         if row[TERMINATED][0]:
             self._ended = "terminated"
         elif row[TRUNCATED][0]:
@@ -171,7 +201,7 @@ class LiveEpisode:
                 self._over = True
                 self._queue.put((commit_record(
                     self.steps, self._return, self._success, self._any, self._ended,
-                    dict(self._frames)
+                    dict(self._frames), self._interventions
                 ), 0))
             assert self._thread is not None
             self._thread.join()

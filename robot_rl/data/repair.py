@@ -28,8 +28,6 @@ from robot_rl.data.episode_file import (
 from robot_rl.data.episodes import (
     FORMAT,
     IMAGES,
-    REWARD,
-    SUCCESS,
     TERMINATED,
     TIMESTAMP,
     TRUNCATED,
@@ -60,7 +58,7 @@ from robot_rl.data.log import (
     parse_info,
     read_info,
 )
-from robot_rl.data.recording import commit_record
+from robot_rl.data.recording import commit_record_of
 from robot_rl.data.verify import (
     Progress,
     check_file,
@@ -348,12 +346,7 @@ def _write_again(
     stamps = arrays.get(TIMESTAMP, np.arange(len(rows)) * period_s)
     for number in range(len(rows)):
         writer.row(number, fresh[number : number + 1].tobytes(), stamp_ns(float(stamps[number])))
-    ended = ("terminated" if arrays[TERMINATED][-1] else
-             "truncated" if arrays[TRUNCATED][-1] else "cut off")
-    writer.finish(commit_record(
-        len(rows) - 1, float(arrays[REWARD].sum(dtype=np.float64)), bool(arrays[SUCCESS][-1]),
-        bool(arrays[SUCCESS].any()), ended, writer.frames,
-    ))
+    writer.finish(commit_record_of(arrays, writer.frames))
 
 
 def _frame_stamps(

@@ -43,7 +43,7 @@ from robot_rl.data.log import (
     load_dataset,
     read_info,
 )
-from robot_rl.data.recording import commit_record
+from robot_rl.data.recording import commit_record_of
 from robot_rl.errors import InvalidInputError
 
 # Called with the files done and how many there are.
@@ -212,9 +212,10 @@ def check_file(
 def _check_commit(contents: FileContents, episode: Episode) -> list[str]:
     """What of the commit record is not so."""
     said, frames = contents.commit or {}, contents.frames
-    is_so = summary_of(episode, {name: len(found) for name, found in frames.items()})
+    counts = {name: len(found) for name, found in frames.items()}
+    is_so = commit_record_of(episode.step_arrays(), counts)
     found = []
-    for key in ("steps", "success", "success_any", "ended", "frames"):
+    for key in ("steps", "success", "success_any", "ended", "frames", "interventions"):
         if said.get(key) != is_so[key]:
             found.append(f"{key} is {is_so[key]}, {said.get(key)} was committed")
     total, expected = said.get("return"), is_so["return"]
@@ -225,14 +226,6 @@ def _check_commit(contents: FileContents, episode: Episode) -> list[str]:
     ):
         found.append(f"its return is {expected}, {total} was committed")
     return found
-
-
-def summary_of(episode: Episode, frames: dict[str, int]) -> dict[str, Any]:
-    """What the commit record of ``episode`` should say, with the cameras' numbers of frames."""
-    ended = ("terminated" if episode.terminated[-1] else
-             "truncated" if episode.truncated[-1] else "cut off")
-    return commit_record(len(episode), float(episode.reward.sum(dtype=np.float64)),
-                         bool(episode.success[-1]), bool(episode.success.any()), ended, frames)
 
 
 def _check_numbers(path: Path, files: list[EpisodeFile]) -> list[str]:

@@ -53,7 +53,7 @@ from robot_rl.data.log import (
     parse_info,
     read_info,
 )
-from robot_rl.data.recording import End, LiveEpisode, RecordingOptions, commit_record
+from robot_rl.data.recording import End, LiveEpisode, RecordingOptions, commit_record_of
 from robot_rl.errors import InvalidInputError, RobotRLError, StorageError
 
 
@@ -340,10 +340,6 @@ def _write_episode(
     for number in range(count):
         writer.row(number, raw[number * width : (number + 1) * width],
                    stamp_ns(float(stamps[number])))
-    ended = ("terminated" if episode.terminated[-1] else
-             "truncated" if episode.truncated[-1] else "cut off")
-    writer.finish(commit_record(
-        len(episode), float(episode.reward.sum(dtype=np.float64)), bool(episode.success[-1]),
-        bool(episode.success.any()), ended,
-        {name: len(images.frames) for name, images in episode.images.items()},
+    writer.finish(commit_record_of(
+        steps, {name: len(images.frames) for name, images in episode.images.items()}
     ))

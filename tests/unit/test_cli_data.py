@@ -385,7 +385,7 @@ def test_what_is_no_dataset(refused, capsys, tmp_path, action, kind):
         ("export {d}/push --to minari --video --out {d}/out", "--video goes with --to lerobot"),
         ("export {d}/push --to mcap --out {d}/out --episodes 7", "it holds 6 episodes, 0 to 5"),
         ("export {d}/none --to mcap --out {d}/out", "none does not exist"),
-        ("export {d}/push --to mcap --out {d}/push", "already there and not empty"),
+        ("export {d}/push --to mcap --out {d}/push", "is the same as the source"),
         ("import {d}/none --out {d}/out", "none does not exist"),
         ("import {d}/push --from rosbag --out {d}/out", "did you mean 'rosbag2'"),
         ("import {d}/push/dataset.json --out {d}/out", "say which with --from"),
