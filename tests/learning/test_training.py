@@ -349,7 +349,7 @@ def test_practice_starts_from_exactly_the_pretrained_policy(
 def test_batches_are_part_recorded_part_practised(
     tmp_path, whole_pretraining, monkeypatch, fraction, data_given
 ):
-    batches: list[tuple[int, int]] = []
+    batches: list[tuple[int, float]] = []
     real = online.update_block
 
     class Watching:
@@ -361,7 +361,7 @@ def test_batches_are_part_recorded_part_practised(
             practised = self.sampler.online.observations[:, :6]
             fresh = {row.tobytes() for row in practised}
             steps, recorded = len(self.sampler.online), len(self.sampler.offline)
-            expected = round(size * min(fraction, steps / (steps + recorded)))
+            expected = size * min(fraction, steps / (steps + recorded))
             count = sum(row.tobytes() in fresh for row in batch["observation"])
             batches.append((count, expected if recorded else size))
             assert len(batch["reward"]) == size
@@ -374,7 +374,8 @@ def test_batches_are_part_recorded_part_practised(
     train(train_config(tmp_path / "run", from_run=str(whole_pretraining), env_steps=90,
                        online_fraction=fraction, data="" if data_given else "none"), REACH,
           quiet=True)
-    assert batches and all(count == expected for count, expected in batches)
+    # Rounded up or down, so that the mean over many batches is exact.
+    assert batches and all(abs(count - expected) < 1.0 for count, expected in batches)
 
 
 def test_updates_keep_up_with_the_steps_after_the_warm_up(tmp_path, whole_pretraining):

@@ -444,7 +444,10 @@ edit._copy = lambda *paths: (time.sleep(0.1), copy(*paths))
 sys.exit(main(["data", "merge", "many", "--out", "out", "--quiet"]))
 """
     process = subprocess.Popen([sys.executable, "-c", slowly], cwd=tmp_path, text=True,
-                               stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
+                               stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},
+                               # A shell without job control starts what it puts in the background
+                               # with this signal ignored.
+                               preexec_fn=lambda: signal.signal(number, signal.SIG_DFL))
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".out*/episodes/000003.mcap")) and process.poll() is None:
         assert time.monotonic() < deadline
