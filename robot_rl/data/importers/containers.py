@@ -7,6 +7,7 @@ allocated. What the messages say is the business of ``messages``.
 
 from __future__ import annotations
 
+import abc
 import bz2
 import importlib
 import os
@@ -179,7 +180,7 @@ class _Fields:
         return raw.decode("utf-8", "replace")
 
 
-class _Chunked:
+class _Chunked(abc.ABC):
     """What MCAP and rosbag1 share: a file with records, some within compressed chunks."""
 
     ros1 = False
@@ -215,8 +216,9 @@ class _Chunked:
                 f"{self.path.name} was cut off: what is whole before byte {offset} was read"
             )
 
+    @abc.abstractmethod
     def _unpacked(self, offset: int) -> bytes:
-        raise NotImplementedError
+        """The chunk at ``offset``, unpacked."""
 
     def _check_count(self, count: int, chunk: int) -> None:
         if count > self._most_records:
