@@ -63,7 +63,7 @@ def merge(
         raise unknown_name("choice for duplicates", duplicates, DUPLICATES)
     if not sources:
         raise InvalidInputError("merge: there are no datasets to merge")
-    _keep_apart([Path(s) for s in sources], [Path(out)], overwrite)
+    _keep_apart([Path(s) for s in sources], [Path(out)])
     opened = [open_source(path) for path in sources]
     info = _merged_info(opened)
     plan = [(i, entry) for i, source in enumerate(opened) for entry in source.entries]
@@ -128,7 +128,7 @@ def split(
     """
     options = options or SplitOptions()
     folders = [Path(out) for out in outs]
-    _keep_apart([Path(source)], folders, overwrite)
+    _keep_apart([Path(source)], folders)
     opened = open_source(source)
     chosen = select(opened, options.episodes, successes_only=options.successes_only)
     parts = _deal(chosen, folders, options)
@@ -421,22 +421,18 @@ def _said(options: SplitOptions) -> dict[str, Any]:
 # -- places -------------------------------------------------------------------------------------
 
 
-def _keep_apart(sources: Iterable[Path], outs: Sequence[Path], overwrite: bool) -> None:
+def _keep_apart(sources: Iterable[Path], outs: Sequence[Path]) -> None:
     """Refuse places that are a source, lie in one or hold one, and places in each other's way."""
     if not outs:
         raise InvalidInputError("there is no place to write to: give --out")
     taken = [(path, Path(os.path.realpath(path))) for path in sources]
     for out in outs:
         place = Path(os.path.realpath(out))
-        # --overwrite replaces what was set aside before.
-        ways = [place, place.with_name(place.name + ".old")] if overwrite else [place]
         for path, real in taken:
-            for way in ways:
-                if way == real or way in real.parents or real in way.parents:
-                    raise InvalidInputError(
-                        f"{out} would be written over {path}" if way in (real, *real.parents)
-                        else f"{out} lies in {path}; choose a place outside"
-                    )
+            if place in (real, *real.parents):
+                raise InvalidInputError(f"{out} would be written over {path}")
+            if real in place.parents:
+                raise InvalidInputError(f"{out} lies in {path}; choose a place outside")
         taken.append((out, place))
 
 

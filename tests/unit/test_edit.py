@@ -252,8 +252,6 @@ def test_a_source_is_never_written_over(write, tmp_path, overwrite):
     before = content(tmp_path)
     (tmp_path / "link").symlink_to(a)
     places = [a, a / "x", a / "episodes", tmp_path, tmp_path / "link", tmp_path / "link" / "y"]
-    if overwrite:
-        places.append(tmp_path / "b")  # whose b.old would be deleted
     for out in places:
         with pytest.raises(InvalidInputError, match=r"written over|choose a place outside"):
             merge([a, b], out, overwrite=overwrite)
@@ -261,6 +259,15 @@ def test_a_source_is_never_written_over(write, tmp_path, overwrite):
             split(b, [tmp_path / "c", tmp_path / "c"], overwrite=overwrite)
     (tmp_path / "link").unlink()
     assert content(tmp_path) == before
+
+
+def test_what_was_set_aside_before_is_a_source_like_any_other(write, tmp_path):
+    a, old = write(tmp_path / "a", [0]), write(tmp_path / "b.old", [1])
+    write(tmp_path / "b", [2])
+    before = content(old)
+    merge([a, old], tmp_path / "b", overwrite=True)
+    assert numbers_in(tmp_path / "b") == [0, 1] and content(old) == before
+    assert numbers_in(tmp_path / "b.old2") == [2]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError,
