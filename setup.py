@@ -58,6 +58,7 @@ DATA_FILES = [
 
 REQUIREMENTS = [
     "numpy>=1.24",
+    "ruckig>=0.14",
     "torch>=2.4",
     "gymnasium>=1.0",
     "mcap>=1.6",
@@ -82,12 +83,15 @@ EXTRAS = {
     "external": ["gymnasium-robotics>=1.3"],
     "ros": ["cyclonedds>=0.10.5", "rosbags>=0.10"],
     "link": ["pyzmq>=25"],
-    "cameras": ["pyrealsense2>=2.54"],
+    "cameras": ["pyrealsense2>=2.54", "opencv-python-headless>=4.8"],
+    "franka": ["franky-control>=1.1"],
+    "teleop": ["pyspacemouse>=1.1", "pygame>=2.5"],
     "test": [
         "pytest>=8",
         "pytest-timeout>=2.2",
         "hypothesis>=6.90",
         "mcap-ros2-support>=0.5",
+        "mutmut>=3.3",
         "stable-baselines3>=2.4",
         "setuptools>=64",
     ],

@@ -22,6 +22,10 @@ class StaleDataError(RobotRLError):
     """A reading is older than the caller allows."""
 
 
+class LateCommandError(RobotRLError):
+    """Set-points came after the row that they were to begin at; they were not taken."""
+
+
 class SafetyError(RobotRLError):
     """A command was refused, or the arm is held, by the safety filter."""
 

@@ -7,7 +7,7 @@ and raises :class:`robot_rl.errors.StaleDataError` beyond it; every command retu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,19 +23,58 @@ Array = NDArray[np.float64]
 
 @dataclass(slots=True)
 class JointState:
-    """Measured joint angles (n,) [rad], velocities (n,) [rad/s] and their time stamp [s]."""
+    """Measured joint angles (n,) [rad], velocities (n,) [rad/s] and their time stamp [s].
+
+    ``effort_nm`` (n,) [N m] are measured joint torques, None where the arm reports none.
+    """
 
     position_rad: Array
     velocity_rad_s: Array
     stamp_s: float
+    effort_nm: Array | None = None
 
 
 @dataclass(slots=True)
 class JointSetpoints:
-    """Joint angles (k, n) [rad] to be at ``period_s``, ``2 period_s``, ... from now on."""
+    """Joint angles (k, n) [rad], one row every ``period_s``; after the last the arm stays there.
+
+    The last row is at rest, so whoever sends the rows needs nobody to stop the arm. ``at`` is the
+    row, counted as :meth:`Arm.sent` counts, that the first of these is: rows before it that are
+    still to be sent go out first, those after it are forgotten. ``velocity_rad_s`` and
+    ``acceleration_rad_s2`` (k, n) are those of the motion at the rows.
+    """
 
     position_rad: Array
     period_s: float
+    velocity_rad_s: Array | None = None
+    acceleration_rad_s2: Array | None = None
+    at: int = 0
+
+
+@dataclass(slots=True)
+class ArmStatus:
+    """Whether an arm takes commands; ``fault`` says why not, in words for the operator."""
+
+    ready: bool
+    fault: str | None = None
+
+
+@dataclass(slots=True)
+class Wrench:
+    """Force (3,) [N] and torque (3,) [N m] of the world on the tool, at the tool centre point, in
+    axes of the arm's base, and when they were measured [s]."""
+
+    force_n: Array
+    torque_nm: Array
+    stamp_s: float
+
+
+@dataclass(slots=True)
+class Reading:
+    """One value of a sensor, in the sensor's unit, and when it was measured [s]."""
+
+    value: float
+    stamp_s: float
 
 
 @dataclass(slots=True)
@@ -69,13 +108,60 @@ class Clock(Protocol):
 
 @runtime_checkable
 class Arm(Protocol):
-    """An arm under joint position control. Only the safety filter may call ``command``."""
+    """An arm under joint position control. Only the safety filter may call ``command``.
+
+    The arm sends one row of set-points every ``period_s``, in order, none twice and none left out:
+    where its own loop is late the motion takes longer, and is never made up for. A new command
+    must name a row at least ``lead_rows`` ahead of :meth:`sent`, or it may come too late.
+    """
 
     spec: RobotSpec
+    period_s: float
+    lead_rows: int
 
     def state(self, max_age_s: float) -> JointState: ...
 
-    def command(self, setpoints: JointSetpoints) -> JointSetpoints: ...
+    def sent(self) -> int:
+        """How many rows were sent so far, over all commands. It does not grow while the arm has
+        nothing more to send."""
+
+    def command(self, setpoints: JointSetpoints) -> JointSetpoints:
+        """Take rows over from row ``setpoints.at`` on.
+
+        Raises:
+            LateCommandError: that row, and maybe more, were sent already; nothing changed.
+            SafetyError: the arm takes no commands (see :meth:`status`); nothing changed.
+        """
+
+    def status(self) -> ArmStatus:
+        """Whether the arm would take a command. Never clears an error."""
+
+    def recover(self) -> None:
+        """Clear the arm's own errors and enable it. Only for an operator's re-arm.
+
+        Raises:
+            SafetyError: it stays in error, e.g. the emergency stop is still pressed.
+        """
+
+
+@runtime_checkable
+class ForceSensor(Protocol):
+    """What the world does to the tool."""
+
+    def wrench(self, max_age_s: float) -> Wrench: ...
+
+    def zero(self) -> None:
+        """Take what is measured now, free of contact, as nothing; before each rollout."""
+
+
+@runtime_checkable
+class Sensor(Protocol):
+    """A sensor of the task: a drawer's encoder, an electrical contact."""
+
+    name: str
+    unit: str
+
+    def read(self, max_age_s: float) -> Reading: ...
 
 
 @runtime_checkable
@@ -203,7 +289,12 @@ class Randomization:
 
 @dataclass
 class Rig:
-    """What an environment is put together from. ``scene`` is None on hardware."""
+    """What an environment is put together from. ``scene`` is None on hardware.
+
+    ``watches`` are further reasons to stop, by name: each returns None while all is well, and
+    otherwise what is wrong. ``address`` tells one physical arm from another (None in simulation):
+    a latched hold outlives the program under that name.
+    """
 
     arm: Arm
     gripper: Gripper
@@ -211,10 +302,16 @@ class Rig:
     tracker: ObjectTracker
     cameras: dict[str, Camera]
     scene: SceneControl | None = None
+    force: ForceSensor | None = None
+    sensors: dict[str, Sensor] = field(default_factory=dict)
+    watches: dict[str, Callable[[], str | None]] = field(default_factory=dict)
+    address: str | None = None
 
     def close(self) -> None:
         """Release what the rig holds (windows, sockets, engine connections)."""
-        for part in (self.arm, self.gripper, self.clock, self.scene, *self.cameras.values()):
+        parts = (self.arm, self.gripper, self.clock, self.scene, self.tracker, self.force,
+                 *self.sensors.values(), *self.cameras.values())
+        for part in parts:
             close = getattr(part, "close", None)
             if close is not None:
                 close()
@@ -222,12 +319,21 @@ class Rig:
 
 @dataclass(frozen=True)
 class RigRequest:
-    """What a backend is asked to build."""
+    """What a backend is asked to build.
+
+    ``options`` say how hardware is reached (``master_uri``, ``namespace``, ``robot_ip``, ...); a
+    backend refuses the names it does not know. ``cameras`` maps names to sources, e.g.
+    ``opencv:0`` or ``ros1:/camera/image_raw``; simulated cameras come from the scene.
+    ``setpoint_period_s`` is the spacing of set-points in simulation.
+    """
 
     robot: RobotSpec
     scene: SceneSpec
     control_period_s: float = 0.1
     physics_step_s: float = 0.005
+    setpoint_period_s: float = 0.01
+    options: Mapping[str, str] = field(default_factory=dict)
+    cameras: Mapping[str, str] = field(default_factory=dict)
     image_height: int = 48
     image_width: int = 48
     render_quality: str = "fast"
@@ -249,6 +355,12 @@ class SuccessDetector(Protocol):
 
 @runtime_checkable
 class Teleop(Protocol):
-    """A person's hand on the arm: an action in [-1, 1]^n, or None while they leave it alone."""
+    """A person's hand on the arm: an action in [-1, 1]^n, or None while they leave it alone.
+
+    ``events`` are what they asked for since the last call, in order: ``accept`` and ``reject`` end
+    an episode with that label, ``stop`` holds the arm, ``rearm`` releases it, ``quit`` ends.
+    """
 
     def read(self) -> Array | None: ...
+
+    def events(self) -> tuple[str, ...]: ...
