@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -12,12 +13,15 @@ from robot_rl.backends import make_rig
 from robot_rl.envs.latency import DelayedArm
 from robot_rl.envs.robot_env import RandomizationOptions, RobotEnv, parse_action_parts
 from robot_rl.envs.tasks import make_task
+from robot_rl.envs.tasks.base import Task
 from robot_rl.errors import InvalidInputError, unknown_name
-from robot_rl.interfaces import RigRequest
-from robot_rl.safety import SafetyConfig, SafetyFilter
+from robot_rl.interfaces import Resetter, Rig, RigRequest, SuccessDetector
+from robot_rl.safety import Latch, SafetyConfig, SafetyFilter, Watchdog
 from robot_rl.specs import CameraSpec, load_robot
 
 T = TypeVar("T")
+# The longest period [s] of the set-points in simulation.
+_SETPOINT_S = 0.02
 
 
 def make_env(
@@ -41,6 +45,11 @@ def make_env(
     render_quality: str = "fast",
     render_mode: str | None = None,
     render_size: tuple[int, int] = (240, 320),
+    resets: str = "auto",
+    resetter: Resetter | None = None,
+    rig_options: Mapping[str, str] | None = None,
+    camera_sources: Mapping[str, str] | None = None,
+    success: str | SuccessDetector | None = None,
 ) -> RobotEnv:
     """An environment, also as ``gymnasium.make("robot_rl/<Task>-v0", robot=..., ...)``.
 
@@ -65,6 +74,14 @@ def make_env(
         terminate_on_success: end the episode at the first success (``terminated``).
         physics_step_s: longest physics step [s]; the control period is divided evenly.
         render_quality: ``fast`` (no shadows, no multisampling) or ``default`` (the engine's).
+        resets: who brings the world to the start of an episode: ``scene`` (the simulator places
+            everything), ``arm`` (the robot does, as on hardware) or ``auto`` (the simulator where
+            there is one).
+        resetter: brings the world to its start, in place of the robot's own resets.
+        rig_options: how hardware is reached, as the backend asks for it (``robot_ip``, ...).
+        camera_sources: where each camera's images come from on hardware, by name.
+        success: who says when the task is done, in place of the task itself: a detector, or one as
+            text, e.g. ``sensor:contact>0.5`` (see :mod:`robot_rl.envs.success.parse`).
 
     Raises:
         InvalidInputError: a name or number that cannot be used; the message says what can.
@@ -77,12 +94,16 @@ def make_env(
             raise InvalidInputError(f"{name} is {value!r}, should be in [{least}, {most}]")
     if render_quality not in ("fast", "default"):
         raise unknown_name("render_quality", render_quality, ("fast", "default"))
+    if resets not in ("auto", "scene", "arm"):
+        raise unknown_name("resets", resets, ("auto", "scene", "arm"))
     height, width = _image_size(image_size)
     if isinstance(cameras, str):
         cameras = (cameras,)
-    # A whole number of steps to a control period: else their number would differ between episodes.
+    # Whole numbers of set-points to a control period and of steps to a set-point: else their
+    # numbers would differ between episodes.
     period_s = 1.0 / control_hz
-    substeps = math.ceil(period_s / physics_step_s - 1e-9)
+    rows = math.ceil(period_s / _SETPOINT_S - 1e-9)
+    steps = math.ceil(period_s / rows / physics_step_s - 1e-9)
     chosen = make_task(task)
     spec = load_robot(robot)
     random = _options(RandomizationOptions, randomization, "randomization")
@@ -105,19 +126,27 @@ def make_env(
             robot=spec,
             scene=scene,
             control_period_s=period_s,
-            physics_step_s=period_s / substeps,
+            physics_step_s=period_s / (rows * steps),
+            setpoint_period_s=period_s / rows,
+            options=dict(rig_options or {}),
+            cameras=dict(camera_sources or {}),
             image_height=height,
             image_width=width,
             render_quality=render_quality,
         ),
     )
-    if random is not None and random.latency_s > 0.0:
-        rig.arm = DelayedArm(rig.arm)
+    watchdog = None
     try:
+        if random is not None and random.latency_s > 0.0:
+            rig.arm = DelayedArm(rig.arm)
+        guard = guarded(rig, limits)
+        if resetter is None:
+            resetter = _resetter(chosen, rig, guard, resets, control_hz)
+        watchdog = Watchdog(guard).start() if rig.address is not None else None
         return RobotEnv(
             chosen,
             rig,
-            SafetyFilter(rig.arm, rig.gripper, rig.clock, limits),
+            guard,
             control_hz=control_hz,
             obs=obs,
             action=action,
@@ -129,10 +158,49 @@ def make_env(
             terminate_on_success=terminate_on_success,
             render_mode=render_mode,
             render_size=render_size,
+            resetter=resetter,
+            watchdog=watchdog,
+            success=_detector(success, rig),
         )
     except Exception:
+        if watchdog is not None:
+            watchdog.close()
         rig.close()
         raise
+
+
+def guarded(rig: Rig, limits: SafetyConfig | None = None) -> SafetyFilter:
+    """The safety filter of a rig, with the rig's force sensor and watches.
+
+    On hardware (a rig with an address) a hold is kept for the next program, and one that was kept
+    holds.
+    """
+    latch = None if rig.address is None else Latch(rig.arm.spec.name, rig.address)
+    safety = SafetyFilter(rig.arm, rig.gripper, rig.clock, limits, force=rig.force, latch=latch)
+    for name, check in rig.watches.items():
+        safety.add_watch(name, check)
+    return safety
+
+
+def _detector(success: str | SuccessDetector | None, rig: Rig) -> SuccessDetector | None:
+    if not isinstance(success, str):
+        return success
+    from robot_rl.envs.success.parse import make_success
+
+    return make_success(success, rig)
+
+
+def _resetter(
+    task: Task, rig: Rig, safety: SafetyFilter, resets: str, control_hz: float
+) -> Resetter | None:
+    if resets == "scene" and rig.scene is None:
+        raise InvalidInputError("resets is 'scene', but this rig has no simulated one; valid: arm")
+    if resets == "scene" or (resets == "auto" and rig.scene is not None):
+        return None
+    from robot_rl.envs.resets import make_resetter
+
+    rng = np.random.default_rng(0)
+    return make_resetter(task, rig, safety, control_hz=control_hz, rng=rng)
 
 
 def _image_size(value: Any) -> tuple[int, int]:

@@ -6,52 +6,72 @@ from typing import Any
 
 import numpy as np
 
-from robot_rl.interfaces import Arm, Array, JointSetpoints, JointState
+from robot_rl.interfaces import Arm, ArmStatus, Array, JointSetpoints, JointState
 
 
 class DelayedArm:
-    """An arm whose set-points arrive late by a whole number of set-point periods.
+    """An arm whose set-points arrive late by a whole number of their periods, stops as well.
 
-    The delay is rounded to the spacing of the set-points. It belongs to an episode:
+    What has been put into the line counts as sent. The delay belongs to an episode:
     :meth:`set_latency` empties the line.
     """
 
     def __init__(self, arm: Arm) -> None:
-        self.spec = arm.spec
+        self.spec, self.period_s, self.lead_rows = arm.spec, arm.period_s, arm.lead_rows
         self._arm = arm
-        self._latency_s = 0.0
-        self._line: Array | None = None
+        self._late = 0
+        # Row r of the commander is row r + shift of the arm, up to row `end` of the commander.
+        self._shift = self._end = 0
+        self._rest: Array | None = None
 
     def set_latency(self, latency_s: float) -> None:
-        """Delay [s] of the commands from now on; forgets what was on its way."""
+        """Delay [s] of the commands from now on, rounded to the period of the set-points; forgets
+        what was on its way. The arm is at rest."""
         if not latency_s >= 0.0:
             raise ValueError(f"latency is {latency_s} s, should be >= 0")
-        self._latency_s = latency_s
-        self._line = None
-
-    def forget(self) -> None:
-        """Empty the line: the next command starts from the measured posture. For a stop."""
-        self._line = None
+        self._end = self.sent()
+        self._late = round(latency_s / self.period_s)
+        self._rest = None
 
     def state(self, max_age_s: float) -> JointState:
         return self._arm.state(max_age_s)
 
+    def sent(self) -> int:
+        if self._rest is None:
+            return self._end
+        return min(self._arm.sent() - self._shift + self._late, self._end)
+
     def command(self, setpoints: JointSetpoints) -> JointSetpoints:
-        rows = int(round(self._latency_s / setpoints.period_s))
-        if rows == 0:
-            return self._arm.command(setpoints)
-        if self._line is None:
-            here = self._arm.state(np.inf).position_rad
-            self._line = np.repeat(here[None], rows, axis=0)
-        queue = np.concatenate([self._line, setpoints.position_rad])
-        count = len(setpoints.position_rad)
-        self._line = queue[count:]
-        return self._arm.command(JointSetpoints(queue[:count], setpoints.period_s))
+        at, now = setpoints.at, self._arm.sent()
+        if self._rest is None:
+            # Nothing is on its way: the arm stays where it is until the first row comes through.
+            self._shift = now + self._late - at
+            waiting, begin = np.repeat(self._arm.state(np.inf).position_rad[None], self._late, 0), now
+        elif at == self._end:
+            # After a pause the line is filled with rest.
+            begin = at + self._shift
+            pause = max(0, now + self._late - begin)
+            waiting = np.repeat(self._rest[None], pause, axis=0)
+            self._shift += pause
+        else:
+            waiting, begin = setpoints.position_rad[:0], at + self._shift
+        rows = np.concatenate([waiting, setpoints.position_rad])
+        self._arm.command(JointSetpoints(rows, setpoints.period_s, at=begin))
+        self._rest = setpoints.position_rad[-1]
+        self._end = at + len(setpoints.position_rad)
+        return setpoints
+
+    def status(self) -> ArmStatus:
+        return self._arm.status()
+
+    def recover(self) -> None:
+        self._arm.recover()
 
     def get_state(self) -> dict[str, Any]:
-        """The delay [s] and the set-points still on their way."""
-        return {"latency_s": self._latency_s, "line": self._line}
+        """The delay and what is known of the rows still on their way."""
+        return {"late": self._late, "shift": self._shift, "end": self._end, "rest": self._rest}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`get_state` returned."""
-        self._latency_s, self._line = state["latency_s"], state["line"]
+        self._late, self._shift = state["late"], state["shift"]
+        self._end, self._rest = state["end"], state["rest"]

@@ -11,10 +11,11 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
 from robot_rl.envs.latency import DelayedArm
+from robot_rl.envs.success.base import begin_episode, close_detector
 from robot_rl.envs.tasks.base import Task, TaskView
-from robot_rl.errors import InvalidInputError, SafetyError, unknown_name
-from robot_rl.interfaces import Array, Placement, Randomization, Rig
-from robot_rl.safety import SafetyFilter
+from robot_rl.errors import InvalidInputError, SafetyError, StaleDataError, unknown_name
+from robot_rl.interfaces import Array, Placement, Randomization, Resetter, Rig, SuccessDetector
+from robot_rl.safety import SafetyFilter, Watchdog
 
 ACTION_PARTS = ("xyz", "yaw", "gripper")
 
@@ -89,6 +90,15 @@ class RobotEnv(gymnasium.Env[Any, Any]):
     Episodes end by truncation after the task's duration. ``info`` has ``is_success``, ``distance``,
     ``executed_action`` (what the safety filter let through), ``safety_violations`` and
     ``safety_limited`` (counts of this episode).
+
+    ``resetter`` brings the world to its start where there is no simulated scene to place anew, or
+    where the arm shall do it all the same; then an episode is truncated too when things are about
+    to get out of the arm's reach, and ``info["astray"]`` says what. ``watchdog`` looks after the
+    arm between the steps and ends with the environment; without one every step begins with a look.
+
+    ``success`` says when the task is done in place of the distance to the goal: rewards are then 0
+    while it says so and -1 otherwise. Rewards of other goals (:meth:`compute_reward`) are the
+    task's.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}
@@ -111,7 +121,13 @@ class RobotEnv(gymnasium.Env[Any, Any]):
         terminate_on_success: bool = False,
         render_mode: str | None = None,
         render_size: tuple[int, int] = (240, 320),
+        resetter: Resetter | None = None,
+        watchdog: Watchdog | None = None,
+        success: SuccessDetector | None = None,
     ) -> None:
+        self.success_detector = success
+        self._resetter = resetter
+        self._watchdog = watchdog
         self.task = task
         self.rig = rig
         self.safety = safety
@@ -190,11 +206,16 @@ class RobotEnv(gymnasium.Env[Any, Any]):
     ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Start an episode.
 
+        Raises:
+            SafetyError: the arm is held, or is now because the world could not be brought to its
+                start.
+
         ``options`` may give ``goal`` (goal_dim,), ``start`` (Placement) and ``generator``, the
         state of the random generator to begin with, see :meth:`beginning`.
         """
         super().reset(seed=seed)
         self.safety.check_released()
+        self.safety.rest()
         self._ready = False
         options = options or {}
         known = ("goal", "start", "generator")
@@ -229,6 +250,7 @@ class RobotEnv(gymnasium.Env[Any, Any]):
         Raises:
             SafetyError: the action is not finite or of the wrong shape, or the arm is held; the
                 arm then received nothing.
+            StaleDataError: a reading is too old; the arm is held.
         """
         if not self._ready:
             raise InvalidInputError("step() was called before reset()")
@@ -238,6 +260,8 @@ class RobotEnv(gymnasium.Env[Any, Any]):
             wanted = wanted + self._bias + self.randomization.action_noise * noise
             wanted = np.minimum(np.maximum(wanted, -1.0), 1.0)
 
+        if self._watchdog is None:
+            self.safety.watch()
         turn = wanted[3] * self._step_rad if self._has_yaw else 0.0
         sent = self.safety.move(wanted[:3] * self._step_m, turn, self.period_s)
         executed = wanted.copy()
@@ -248,16 +272,27 @@ class RobotEnv(gymnasium.Env[Any, Any]):
         if self._has_gripper:
             executed[-1] = 2.0 * self.safety.grip(0.5 * (wanted[-1] + 1.0)) - 1.0
 
+        now_s = self.rig.clock.now_s()
+        if now_s - self._tick_s > 0.5 * self.period_s:
+            # The caller took its time: periods that are over are not made up for.
+            self._tick_s = now_s
         self._tick_s += self.period_s
         self.rig.clock.sleep_until(self._tick_s)
         self._steps += 1
         observation, achieved = self._observe()
         info = self._info(achieved, executed, sent.limited)
         reward = float(self.task.reward(achieved, self._goal))
+        if self.success_detector is not None:
+            reward = float(info["is_success"]) - 1.0
         terminated = bool(self.terminate_on_success and info["is_success"])
-        truncated = self._steps >= self.max_episode_steps
+        # Where the arm itself has to bring things back, they had better not get out of its reach.
+        astray = None if self._resetter is None else self.task.astray(self.last_view)
+        if astray is not None:
+            info["astray"] = astray
+        truncated = self._steps >= self.max_episode_steps or astray is not None
         if terminated or truncated:
             self._ready = False
+            self.safety.rest()
         return observation, reward, terminated, truncated, info
 
     def compute_reward(
@@ -287,6 +322,10 @@ class RobotEnv(gymnasium.Env[Any, Any]):
         return self.rig.scene.render(self.camera_names[0], height, width, markers=True)
 
     def close(self) -> None:
+        close_detector(self.success_detector)
+        self.safety.rest()
+        if self._watchdog is not None:
+            self._watchdog.close()
         self.rig.close()
 
     # -- more than gymnasium asks -----------------------------------------------------------
@@ -297,6 +336,15 @@ class RobotEnv(gymnasium.Env[Any, Any]):
         if self._view is None:
             raise InvalidInputError("there is nothing to see before reset()")
         return self._view
+
+    @property
+    def resetter(self) -> Resetter | None:
+        """What brings the world to its start; None where the simulator places everything."""
+        return self._resetter
+
+    @resetter.setter
+    def resetter(self, resetter: Resetter | None) -> None:
+        self._resetter = resetter
 
     def beginning(self) -> dict[str, Any]:
         """Where the episode began, as JSON: the options with which ``reset`` begins it again.
@@ -327,6 +375,11 @@ class RobotEnv(gymnasium.Env[Any, Any]):
         return self._step_m
 
     @property
+    def step_rad(self) -> float:
+        """Turn of the tool [rad] of an action of 1."""
+        return self._step_rad
+
+    @property
     def goal(self) -> Array:
         """The desired goal (goal_dim,) in the task's own terms, also with image observations."""
         return self._goal.copy()
@@ -337,6 +390,10 @@ class RobotEnv(gymnasium.Env[Any, Any]):
         age = self.safety.config.max_state_age_s
         opening = self.rig.gripper.opening(age) if self._has_gripper else 0.0
         return TaskView(tool, velocity, opening, self.rig.tracker, age)
+
+    def state(self) -> NDArray[np.float32]:
+        """The state observation (n,), freshly measured, within an episode or between two."""
+        return self._state(self.view())
 
     def goal_image(self, goal: ArrayLike) -> NDArray[np.uint8]:
         """The scene set to ``goal`` as the cameras would see it, (H, W, 3 x cameras) uint8.
@@ -442,16 +499,32 @@ class RobotEnv(gymnasium.Env[Any, Any]):
 
     def _reset_world(self, start: Placement) -> None:
         scene = self.rig.scene
-        if scene is None:
+        if self._resetter is not None:
+            if self.obs_mode == "image":
+                self._goal_image = self.goal_image(self._goal)
+            self._reset_by_arm(start)
+        elif scene is None:
             raise InvalidInputError("a rig without a simulated scene needs a resetter")
-        if self.obs_mode == "image":
-            placement = self.task.goal_placement(self._goal)
-            scene.place(self._posture(placement), placement)
-            self._goal_image = self._render_cameras()
-        scene.place(self._posture(start), start)
-        scene.show_markers(self.task.markers(self._goal))
-        self.safety.reset()
+        else:
+            if self.obs_mode == "image":
+                placement = self.task.goal_placement(self._goal)
+                scene.place(self._posture(placement), placement)
+                self._goal_image = self._render_cameras()
+            scene.place(self._posture(start), start)
+            self.safety.reset(placed=True)
+        if scene is not None:
+            scene.show_markers(self.task.markers(self._goal))
+        if self.rig.force is not None:
+            self.rig.force.zero()
+        begin_episode(self.success_detector, self._goal)
         self._tick_s = self.rig.clock.now_s()
+
+    def _reset_by_arm(self, start: Placement) -> None:
+        assert self._resetter is not None
+        if not self._resetter.reset(start):
+            self.safety.hold("the world could not be brought to its start")
+        self.safety.rest()
+        self.safety.reset()
 
     def _render_cameras(self) -> NDArray[np.uint8]:
         frames = {name: self.rig.cameras[name].read(self.period_s) for name in self.camera_names}
@@ -460,6 +533,13 @@ class RobotEnv(gymnasium.Env[Any, Any]):
         return images[0] if len(images) == 1 else np.concatenate(images, axis=2)
 
     def _observe(self) -> tuple[dict[str, NDArray[Any]], Array]:
+        try:
+            return self._look()
+        except StaleDataError as error:
+            self.safety.hold(str(error))
+            raise
+
+    def _look(self) -> tuple[dict[str, NDArray[Any]], Array]:
         view = self._view = self.view()
         achieved = self.task.achieved(view)
         if self.obs_mode == "image":
@@ -491,11 +571,21 @@ class RobotEnv(gymnasium.Env[Any, Any]):
         state[k:] = self.task.features(view)
         return state
 
+    def _is_success(self, distance: float) -> bool:
+        """Whether the goal is reached: as the detector says, else by the distance to it."""
+        if self.success_detector is None:
+            return distance <= self.task.threshold
+        try:
+            return bool(self.success_detector.success())
+        except (SafetyError, StaleDataError) as error:
+            self.safety.hold(str(error))
+            raise
+
     def _info(self, achieved: Array, executed: Array, limited: bool) -> dict[str, Any]:
         distance = float(self.task.distance(achieved, self._goal))
         counters = self.safety.counters
         info: dict[str, Any] = {
-            "is_success": distance <= self.task.threshold,
+            "is_success": self._is_success(distance),
             "distance": distance,
             "executed_action": executed.astype(np.float32),
             "action_limited": limited,

@@ -10,8 +10,6 @@ from robot_rl.specs.robot import RobotSpec
 # How far [rad] from where the limit falls to zero a joint may go at most: it could not leave again
 # at any speed, and would hold the others up.
 _CREEP_RAD = 0.01
-# A joint that is past its envelope may not move on, but must not stop the others by a division.
-_LEAST_RAD_S = 1e-6
 
 
 class VelocityEnvelope:
@@ -34,10 +32,10 @@ class VelocityEnvelope:
             self.standstill_rad = self._offset**2 / (2.0 * self._deceleration) + _CREEP_RAD
 
     def limit(self, q_rad: Array, direction: Array) -> Array:
-        """Velocity limits (n,) [rad/s] at angles (n,) [rad] for motion with the signs of
-        ``direction`` (n,)."""
+        """Velocity limits (..., n) [rad/s] at angles (..., n) [rad] for motion with the signs of
+        ``direction`` (..., n)."""
         if not self.varies:
             return self._velocity
         left = np.where(direction >= 0.0, self._upper - q_rad, q_rad - self._lower)
         braking = np.sqrt(2.0 * self._deceleration * np.maximum(left, 0.0)) - self._offset
-        return np.minimum(self._velocity, np.maximum(braking, _LEAST_RAD_S))
+        return np.minimum(self._velocity, np.maximum(braking, 0.0))

@@ -57,8 +57,8 @@ class JointSpec:
     """A revolute joint about its own z axis.
 
     ``origin_*`` is the joint frame in the parent link at zero angle (fixed-axis roll, pitch, yaw).
-    ``jerk_rad_s3`` is None where the maker publishes none. The velocity envelope
-    is the FR3's position-dependent limit: ``max(0, -offset + sqrt(2 deceleration (limit - q)))``.
+    The velocity envelope is the FR3's position-dependent limit:
+    ``max(0, -offset + sqrt(2 deceleration (limit - q)))``.
     """
 
     name: str
@@ -69,7 +69,7 @@ class JointSpec:
     velocity_rad_s: float
     acceleration_rad_s2: float
     torque_nm: float
-    jerk_rad_s3: float | None = None
+    jerk_rad_s3: float
     velocity_envelope_offset: float | None = None
     velocity_envelope_deceleration: float | None = None
 

@@ -87,16 +87,63 @@ class CameraSpec:
 
 
 @dataclass(frozen=True)
+class JointSensor:
+    """An encoder on a joint of the scene: reads its position [m] or [rad]."""
+
+    name: str
+    joint: str
+
+
+@dataclass(frozen=True)
+class RegionSensor:
+    """A switch or an electrical contact: reads 1 while a point is in a box, and 0 elsewhere.
+
+    The point is the origin of ``body``, or the tool's centre point where that is ``"tool"``. The
+    box's corners ``low_m`` and ``high_m`` are in the workspace frame.
+    """
+
+    name: str
+    low_m: Vec3
+    high_m: Vec3
+    body: str = "tool"
+
+    def __post_init__(self) -> None:
+        if not all(low < high for low, high in zip(self.low_m, self.high_m, strict=True)):
+            raise ValueError(f"sensor {self.name!r}: {self.low_m} is not below {self.high_m}")
+
+
+@dataclass(frozen=True)
+class HeldSpec:
+    """A piece that the gripper holds for good, as one with the hand, whose weight includes it.
+
+    The geoms are in the frame of the tool centre point, whose z axis points out of the hand: down,
+    on an arm at work. They are drawn in the hand's colour. The gripper stays closed on it.
+    """
+
+    name: str
+    geoms: tuple[Geom, ...]
+
+    @property
+    def reach_m(self) -> float:
+        """How far it sticks out beyond the tool centre point [m]."""
+        heights = {"box": -1, "cylinder": 1, "sphere": 0}
+        return max(geom.position_m[2] + 0.5 * geom.size_m[heights[geom.shape]]
+                   for geom in self.geoms)
+
+
+@dataclass(frozen=True)
 class SceneSpec:
-    """Everything around the arm: the table, bodies, markers (no collision) and cameras.
+    """Everything around the arm: the table, bodies, markers (no collision), cameras, sensors.
 
     ``markers`` are visual spheres that show a goal; engines hide them from training images unless
-    asked.
+    asked. ``held`` is a piece in the gripper, None where it is empty.
     """
 
     bodies: tuple[BodySpec, ...] = ()
     cameras: tuple[CameraSpec, ...] = ()
     markers: tuple[str, ...] = ()
+    sensors: tuple[JointSensor | RegionSensor, ...] = ()
+    held: HeldSpec | None = None
     table_size_m: Vec3 = (0.8, 1.2, 0.05)
     table_friction: float = 0.5
 

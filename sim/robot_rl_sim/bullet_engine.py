@@ -46,6 +46,7 @@ from robot_rl_sim.geometry import (
     shifted_rgba,
     unit_quat,
 )
+from robot_rl_sim.sensors import Contact, bullet_contacts, tool_links
 from robot_rl_sim.urdf_writer import urdf_text
 
 _HIDDEN = (0.0, 0.0, HIDDEN_M)
@@ -151,7 +152,7 @@ class BulletSimulation(Simulation):
 
     def _add_arm(self) -> None:
         bullet, client = self._bullet, self._client
-        self._arm = arm = self._load(urdf_text(self.spec), useFixedBase=True)
+        self._arm = arm = self._load(urdf_text(self.spec, self.scene.held), useFixedBase=True)
         joints, links = {}, {self.spec.links[0].name: -1}
         for i in range(bullet.getNumJoints(arm, physicsClientId=client)):
             info = bullet.getJointInfo(arm, i, physicsClientId=client)
@@ -160,6 +161,7 @@ class BulletSimulation(Simulation):
         self._arm_joints = [joints[name] for name in self.spec.joint_names]
         self._finger_joints = [joints[name] for name in self.spec.gripper.finger_joints]
         self._driven = self._arm_joints + self._finger_joints
+        self._tool_links = frozenset(links[name] for name in tool_links(self.spec))
         touching = colliding_links(self.spec)
         for name, link in links.items():
             self._collide(arm, link, Group.ARM if name in touching else None)
@@ -359,6 +361,9 @@ class BulletSimulation(Simulation):
     def _scene_joint(self, name: str) -> tuple[float, float]:
         state = self._bullet.getJointState(self._hinges[name], 0, physicsClientId=self._client)
         return state[0], state[1]
+
+    def tool_contacts(self) -> Iterator[Contact]:
+        return bullet_contacts(self._bullet, self._client, self._arm, self._tool_links)
 
     def _place(
         self,

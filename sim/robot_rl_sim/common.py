@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import IntFlag
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from robot_rl.errors import InvalidInputError, StaleDataError, unknown_name
 from robot_rl.interfaces import (
+    ArmStatus,
     Array,
     BodyState,
     Frame,
@@ -29,6 +30,7 @@ from robot_rl.interfaces import (
 )
 from robot_rl.specs import BodySpec, HingeJoint, RobotSpec, SlideJoint
 from robot_rl_sim.geometry import CameraPose, camera_pose, joint_range, jointed_state, unit_quat
+from robot_rl_sim.sensors import Contact, SimForceSensor, scene_sensors
 from robot_rl_sim.setpoints import SetpointStream
 
 GRAVITY_M_S2 = 9.81
@@ -117,7 +119,9 @@ class Simulation(ABC):
         self.n_joints = len(self.spec.joints)
         self.randomization = Randomization()
         self.ticks = 0
-        self.stream = SetpointStream(self.n_joints, self.step_s)
+        rows = max(1, round(request.setpoint_period_s / self.step_s))
+        self.setpoint_period_s = rows * self.step_s
+        self.stream = SetpointStream(self.n_joints, self.step_s, rows)
         self.finger_target_m = 0.0
         self.finger_goal_m = 0.0
         self.markers_m: dict[str, Array] = {}
@@ -156,6 +160,10 @@ class Simulation(ABC):
     @abstractmethod
     def _scene_joint(self, name: str) -> tuple[float, float]:
         """Position and velocity of a joint of the scene."""
+
+    @abstractmethod
+    def tool_contacts(self) -> Iterable[Contact]:
+        """Where something touches hand or fingers, and the force on them, in the last step."""
 
     @abstractmethod
     def _place(
@@ -354,6 +362,8 @@ class Simulation(ABC):
             tracker=SimTracker(self),
             cameras=dict(cameras),
             scene=self,
+            force=SimForceSensor(self),
+            sensors=scene_sensors(self, self.scene),
         )
 
 
@@ -389,9 +399,12 @@ def _check_age(max_age_s: float) -> None:
 class SimArm:
     """:class:`robot_rl.interfaces.Arm` of a simulation."""
 
+    lead_rows = 0
+
     def __init__(self, simulation: Simulation) -> None:
         self._simulation = simulation
         self.spec = simulation.spec
+        self.period_s = simulation.setpoint_period_s
 
     def state(self, max_age_s: float) -> JointState:
         _check_age(max_age_s)
@@ -408,11 +421,22 @@ class SimArm:
         # A sum is finite only if its terms are (up to overflow, which no angle comes near).
         if not math.isfinite(rows.sum()):
             raise InvalidInputError("position_rad has a value that is not finite")
-        if not (0.0 < setpoints.period_s < math.inf):
-            raise InvalidInputError(f"period_s is {setpoints.period_s}, should be positive")
-        sent = JointSetpoints(rows, setpoints.period_s)
-        self._simulation.stream.load(sent)
-        return sent
+        if not abs(setpoints.period_s - self.period_s) < 1e-9:
+            raise InvalidInputError(
+                f"period_s is {setpoints.period_s}, should be the arm's, {self.period_s}"
+            )
+        taken = JointSetpoints(rows, self.period_s, at=setpoints.at)
+        self._simulation.stream.load(taken)
+        return taken
+
+    def sent(self) -> int:
+        return self._simulation.stream.sent
+
+    def status(self) -> ArmStatus:
+        return ArmStatus(True)
+
+    def recover(self) -> None:
+        """A simulated arm has no errors of its own."""
 
 
 class SimGripper:

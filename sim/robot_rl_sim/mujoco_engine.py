@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,7 @@ from robot_rl_sim.geometry import (
     shifted_rgba,
     unit_quat,
 )
+from robot_rl_sim.sensors import Contact, mujoco_contacts, tool_links
 from robot_rl_sim.urdf_writer import link_rgba, urdf_text
 
 _HIDDEN_GROUP = 3
@@ -113,6 +114,7 @@ class MujocoSimulation(Simulation):
         for name in self._joints:
             joint = model.joint(name).id
             self._hinges[name] = (model.jnt_qposadr[joint], model.jnt_dofadr[joint])
+        self._tool_bodies = frozenset(model.body(name).id for name in tool_links(self.spec))
         n = self.n_joints
         fingers = [model.joint(name).qposadr[0] for name in self.spec.gripper.finger_joints]
         arm = [model.joint(name).qposadr[0] for name in self.spec.joint_names]
@@ -133,7 +135,7 @@ class MujocoSimulation(Simulation):
 
     def _compile(self) -> Any:
         mujoco = self._mujoco
-        spec = mujoco.MjSpec.from_string(urdf_text(self.spec))
+        spec = mujoco.MjSpec.from_string(urdf_text(self.spec, self.scene.held))
         # Every link's shapes come twice, to see and to touch; one of them does for both here.
         for geom in [geom for geom in spec.geoms if not geom.contype]:
             spec.delete(geom)
@@ -373,6 +375,9 @@ class MujocoSimulation(Simulation):
     def _scene_joint(self, name: str) -> tuple[float, float]:
         position, velocity = self._hinges[name]
         return float(self._qpos[position]), float(self._qvel[velocity])
+
+    def tool_contacts(self) -> Iterator[Contact]:
+        return mujoco_contacts(self._mujoco, self._model, self._data, self._tool_bodies)
 
     def _place(
         self,

@@ -17,7 +17,7 @@ import numpy as np
 
 from robot_rl.specs import RobotSpec, list_robots, load_robot
 from robot_rl.specs.robot import Inertia, Vector
-from robot_rl.specs.scene import Rgba
+from robot_rl.specs.scene import HeldSpec, Rgba
 
 FOLDER = Path(__file__).parent / "urdf"
 
@@ -75,8 +75,8 @@ def flange_link(spec: RobotSpec) -> str:
     return f"{spec.name}_flange"
 
 
-def urdf_text(spec: RobotSpec) -> str:
-    """The URDF of ``spec`` as text, the same on every machine."""
+def urdf_text(spec: RobotSpec, held: HeldSpec | None = None) -> str:
+    """The URDF of ``spec`` as text, the same on every machine; with ``held`` on its hand."""
     robot = xml.Element("robot", name=spec.name)
     extension = xml.SubElement(robot, "mujoco")
     # Names of fixed links survive, and shapes are drawn once: visual and collision are the same.
@@ -98,7 +98,7 @@ def urdf_text(spec: RobotSpec) -> str:
         material = xml.SubElement(robot, "material", name=name)
         xml.SubElement(material, "color", rgba=_numbers(rgba))
     _arm(robot, spec)
-    _gripper(robot, spec)
+    _gripper(robot, spec, held)
     xml.indent(robot, space="  ")
     header = (
         "<?xml version='1.0'?>\n"
@@ -137,7 +137,7 @@ def _arm(robot: xml.Element, spec: RobotSpec) -> None:
     )  # fmt: skip
 
 
-def _gripper(robot: xml.Element, spec: RobotSpec) -> None:
+def _gripper(robot: xml.Element, spec: RobotSpec, held: HeldSpec | None) -> None:
     gripper = spec.gripper
     base = _link(
         robot, gripper.base_link, gripper.base_mass_kg, gripper.base_com_xyz_m,
@@ -145,6 +145,10 @@ def _gripper(robot: xml.Element, spec: RobotSpec) -> None:
     )  # fmt: skip
     height = gripper.base_size_m[2]
     _shape(base, "gripper", "box", gripper.base_size_m, (0.0, 0.0, 0.5 * height), _ZERO)
+    for geom in held.geoms if held is not None else ():
+        place = tuple(a + b for a, b in zip(gripper.tcp_xyz_m, geom.position_m, strict=True))
+        size = geom.size_m if geom.shape == "box" else (0.5 * geom.size_m[0], *geom.size_m[1:])
+        _shape(base, "gripper", geom.shape, size, place, _ZERO)
     _joint(
         robot, f"{gripper.base_link}_joint", "fixed", flange_link(spec), gripper.base_link,
         gripper.mount_xyz_m, gripper.mount_rpy_rad,
@@ -240,6 +244,8 @@ def _shape(
         geometry = xml.SubElement(element, "geometry")
         if kind == "box":
             xml.SubElement(geometry, "box", size=_numbers(size))
+        elif kind == "sphere":
+            xml.SubElement(geometry, "sphere", radius=_number(size[0]))
         else:
             xml.SubElement(geometry, kind, radius=_number(size[0]), length=_number(size[1]))
         if role == "visual":

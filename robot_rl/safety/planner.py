@@ -1,0 +1,228 @@
+"""Plans: checked rows of set-points from where an arm is going to where it is asked to go."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from robot_rl.errors import InvalidInputError
+from robot_rl.interfaces import Array, JointSetpoints
+from robot_rl.kinematics import Kinematics
+from robot_rl.safety.checks import HISTORY, Checker, Plan
+from robot_rl.safety.config import SafetyConfig
+from robot_rl.safety.generator import Generator
+
+# By how much one command may move the tool's set-point further than asked, to make up for what the
+# one before left undone.
+_CATCH_UP_M = 0.01
+# Of the inverse kinematics; the second is tried where the first flings the tool.
+_DAMPING, _STRONG_DAMPING = 0.01, 0.1
+# What is tried of a command that cannot be carried out whole.
+_PARTS = (1.0, 0.5, 0.25)
+# Rows are made for a little less than the limits that they are checked against.
+_ROOM, _TOOL_ROOM = 1.0 - 1e-6, 0.95
+# A joint that has next to nowhere to go may still stop, and come back, at these speeds.
+_LEAST_SHARE, _LEAST_RAD_S = 0.02, 1e-3
+
+
+@dataclass(slots=True)
+class Found:
+    """A plan, where it leads (joint angles (n,) [rad] and the tool's pose (4, 4) in the base
+    frame) and which part of what was asked that is; part 0 goes on with the plan before."""
+
+    plan: Plan
+    q_rad: Array
+    pose: Array
+    part: float
+
+
+@dataclass(slots=True)
+class Aim:
+    """Where the tool shall go: its pose (4, 4), how far [m] a command may move its set-point and
+    for how long [s] it counts."""
+
+    pose: Array
+    reach_m: float
+    duration_s: float
+
+
+class Planner:
+    """Makes plans of one arm. The row that a plan begins with must not have been sent yet."""
+
+    def __init__(self, kinematics: Kinematics, config: SafetyConfig, period_s: float) -> None:
+        self.kinematics = kinematics
+        self.period_s = period_s
+        self.checker = checker = Checker(kinematics, config, period_s)
+        self._generator = Generator(period_s, _ROOM * checker.acceleration, _ROOM * checker.jerk)
+        self._grace = max(1, round(config.silence_s / period_s))
+        self._origin = np.asarray(kinematics.spec.workspace_origin_m, dtype=np.float64)
+
+    def due(self, duration_s: float) -> int:
+        """After how many rows a commander is late with its next command."""
+        return max(1, round(duration_s / self.period_s)) + self._grace
+
+    # -- tool and joints --------------------------------------------------------------------
+
+    def pose(self, tool_m: Array, yaw_rad: float) -> Array:
+        """The tool's pose (4, 4) in the base frame at (3,) [m] in the workspace frame, pointing
+        down and turned about z."""
+        cos, sin = math.cos(yaw_rad), math.sin(yaw_rad)
+        pose = np.eye(4)
+        pose[:3, :3] = [[cos, sin, 0.0], [sin, -cos, 0.0], [0.0, 0.0, -1.0]]
+        pose[:3, 3] = tool_m + self._origin
+        return pose
+
+    def tool(self, pose: Array) -> tuple[Array, float]:
+        """The inverse of :meth:`pose`, whatever way the tool leans."""
+        return pose[:3, 3] - self._origin, math.atan2(pose[1, 0], pose[0, 0])
+
+    def clipped(self, q_rad: Array) -> Array:
+        """The nearest joint angles (n,) [rad] that the joints may have."""
+        return np.minimum(np.maximum(q_rad, self.checker.q_low), self.checker.q_high)
+
+    def posture(self, pose: Array) -> Array:
+        """Joint angles (n,) [rad] at which the tool has a pose (4, 4).
+
+        Raises:
+            InvalidInputError: the pose is out of reach.
+        """
+        # Where the steps of a moving tool would come to rest, so that the first of them does not
+        # throw the elbow about.
+        q = np.asarray(self.kinematics.spec.home_rad, dtype=np.float64)
+        for _ in range(100):
+            stepped, error = self.kinematics.step(q, pose, damping=_DAMPING)
+            still = float(np.abs(stepped - q).max()) < 1e-4
+            q = self.clipped(stepped)
+            if still and float(error @ error) < 1e-8:
+                return q
+        result = self.kinematics.inverse(pose)
+        if not result.converged:
+            raise InvalidInputError(
+                f"tool position {self.tool(pose)[0]} m is out of reach of "
+                f"{self.kinematics.spec.name}: the nearest posture is "
+                f"{result.position_error_m:.4f} m away"
+            )
+        return result.q_rad
+
+    # -- plans ------------------------------------------------------------------------------
+
+    def at_rest(self, q_rad: Array, sent: int) -> Plan:
+        """Rest at (n,) [rad], where ``sent`` rows were sent so far."""
+        rows = np.zeros((HISTORY, 3, len(q_rad)))
+        rows[:, 0] = q_rad
+        return Plan(sent - HISTORY, rows, self.kinematics.frames(rows[:, 0])[1])
+
+    def setpoints(self, plan: Plan) -> JointSetpoints:
+        """What an arm is sent of a plan."""
+        rows = plan.rows[HISTORY:]
+        return JointSetpoints(rows[:, 0], self.period_s, rows[:, 1], rows[:, 2],
+                              plan.first + HISTORY)
+
+    def brake(self, plan: Plan, row: int) -> Plan | None:
+        """From the plan's state before ``row`` to rest, as soon as the joints can."""
+        rows = self._generator.brake(plan.state(row))
+        if rows is None:
+            return None
+        found = self._checked(plan, row, rows, rows[-1, 0], True)
+        return None if found is None else found[0]
+
+    def kept(self, plan: Plan, row: int, rows: int) -> Found:
+        """The plan as it is from ``row`` on, at least ``rows + 1`` rows long."""
+        start = row - plan.first - HISTORY
+        kept, poses = plan.rows[start:], plan.poses[start:]
+        short = rows + 1 + HISTORY - len(kept)
+        if short > 0:
+            kept = np.concatenate([kept, np.repeat(kept[-1:], short, axis=0)])
+            poses = np.concatenate([poses, np.repeat(poses[-1:], short, axis=0)])
+        return Found(Plan(row - HISTORY, kept, poses), kept[-1, 0], poses[-1], 0.0)
+
+    def to_tool(self, plan: Plan, row: int, q_rad: Array, aim: Aim) -> Found:
+        """From the plan's state before ``row`` towards a pose of the tool.
+
+        ``q_rad`` (n,) is the set-point before. At the edge of the arm's reach a step of the
+        inverse kinematics can lead anywhere: what would fling the tool or break a limit is taken
+        back, at worst entirely.
+        """
+        rows = self.due(aim.duration_s)
+        for damping in (_DAMPING, _STRONG_DAMPING):
+            stepped, error = self.kinematics.step(q_rad, aim.pose, damping=damping)
+            here = aim.pose[:3, 3] - error[:3]
+            change = self.clipped(stepped) - q_rad
+            share = self._share(q_rad, change, aim.duration_s)
+            for part in _PARTS:
+                q = q_rad + part * share * change
+                way = here + part * (aim.pose[:3, 3] - here) - plan.tool(row)
+                velocity = self._velocity(plan, row, q, 1.0, math.hypot(*way))
+                found = self._planned(plan, row, q, velocity, rows, False)
+                if found is not None and (
+                    math.hypot(*(found.pose[:3, 3] - here)) <= aim.reach_m + _CATCH_UP_M
+                ):
+                    found.part = part * share
+                    return found
+        return self.kept(plan, row, rows)
+
+    def to_joints(
+        self, plan: Plan, row: int, target_rad: Array, speed: float, duration_s: float
+    ) -> Found:
+        """From the plan's state before ``row`` towards joint angles (n,) [rad], at a share of the
+        speed that is allowed. ``part`` is the share of that speed."""
+        rows = self.due(duration_s)
+        start = plan.state(row)[0]
+        jacobian = self.kinematics.forward_and_jacobian(start)[1]
+        way = math.hypot(*(jacobian[:3] @ (target_rad - start)))
+        for part in _PARTS:
+            velocity = part * self._velocity(plan, row, target_rad, speed, way)
+            found = self._planned(plan, row, target_rad, velocity, rows, True)
+            if found is not None:
+                found.part = part
+                return found
+        return self.kept(plan, row, rows)
+
+    # -- inside -----------------------------------------------------------------------------
+
+    def _planned(
+        self, plan: Plan, row: int, q_rad: Array, velocity: Array, rows: int, leaning: bool
+    ) -> Found | None:
+        path = self._generator.towards(plan.state(row), q_rad, velocity, rows)
+        if path is None:
+            return None
+        checked = self._checked(plan, row, path, q_rad, leaning)
+        return None if checked is None else Found(checked[0], q_rad, checked[1], 1.0)
+
+    def _checked(
+        self, plan: Plan, row: int, rows: Array, q_rad: Array, leaning: bool
+    ) -> tuple[Plan, Array] | None:
+        """The plan that goes on with rows (k, 3, n), and the tool's pose at ``q_rad`` (n,)."""
+        before = plan.before(row)
+        reason, poses = self.checker.broken(
+            plan.rows[before], plan.poses[before], rows, q_rad, leaning
+        )
+        if reason is not None:
+            return None
+        return Plan(row - HISTORY, np.concatenate([plan.rows[before], rows]),
+                    np.concatenate([plan.poses[before], poses[:-1]])), poses[-1]
+
+    def _share(self, q_rad: Array, change_rad: Array, duration_s: float) -> float:
+        """The share of a change of the joints (n,) that their velocity limits let through."""
+        checker = self.checker
+        size = np.abs(change_rad) / (checker.velocity_fraction * duration_s)
+        share = 1.0 / max(1.0, float((size / checker.envelope.limit(q_rad, change_rad)).max()))
+        # Nearer to a position limit the velocity limit may be lower: it must hold there too.
+        end = checker.envelope.limit(q_rad + share * change_rad, change_rad)
+        return min(share, 1.0 / max(1.0, float((size / end).max())))
+
+    def _velocity(
+        self, plan: Plan, row: int, q_rad: Array, speed: float, way_m: float
+    ) -> Array:
+        """Velocities (n,) [rad/s] for a way to ``q_rad`` (n,) on which the tool goes ``way_m``."""
+        checker = self.checker
+        start = plan.state(row)[0]
+        change = q_rad - start
+        limit = checker.velocity_fraction * np.minimum(
+            checker.envelope.limit(start, change), checker.envelope.limit(q_rad, change)
+        )
+        for_tool = np.abs(change) * (_TOOL_ROOM * checker.speed / max(way_m, 1e-9))
+        velocity = np.minimum(speed * limit, for_tool + _LEAST_SHARE * limit)
+        return np.maximum(_ROOM * velocity, _LEAST_RAD_S)

@@ -1,0 +1,193 @@
+"""How a Franka follows CRISP's targets, and when it stops itself, as far as a driver can tell.
+
+The controller pulls the arm after its target like a spring; a target that jumps, a joint that is
+too fast, or a force on the tool that is too large make the robot stop itself (a reflex), after
+which only an error recovery makes it move again.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from robot_rl.interfaces import Array
+from robot_rl.kinematics import Kinematics
+from robot_rl.specs import RobotSpec
+
+CARTESIAN = "cartesian_impedance_controller"
+JOINT = "joint_impedance_controller"
+CONTROLLERS = (CARTESIAN, JOINT, "gravity_compensation", "joint_trajectory_controller",
+               "joint_state_broadcaster", "pose_broadcaster")
+ARM_CONTROLLERS = CONTROLLERS[:4]
+"""At most one of these is active."""
+
+STIFFNESS_RAD_S = 40.0
+"""How fast the arm closes the distance to its target."""
+JUMP_RAD = 0.1
+JUMP_M = 0.06
+"""A target further than this from the one followed is a jump."""
+SPEED_MARGIN = 1.05
+SAFE_STRETCH_RAD = 0.03
+DEFAULT_FORCE_N = 60.0
+TARGET_TIMEOUT_S = 0.5
+
+Mode = Literal["idle", "move", "reflex", "user_stopped"]
+
+
+@dataclass
+class FrankaController:
+    """Turns targets into a reference (n,) [rad] for every physics step.
+
+    The methods may be called by any thread.
+    """
+
+    spec: RobotSpec
+    force_threshold_n: float = DEFAULT_FORCE_N
+    active: str = JOINT
+    mode: Mode = "move"
+    errors: set[str] = field(default_factory=set)
+    last_errors: set[str] = field(default_factory=set)
+    counts: dict[str, int] = field(default_factory=lambda: {
+        "targets": 0, "ignored": 0, "reflexes": 0, "recoveries": 0, "timeouts": 0,
+    })
+
+    def __post_init__(self) -> None:
+        self.kinematics = Kinematics(self.spec)
+        self._speed = self.spec.limits("velocity_rad_s")
+        self._low, self._high = self.spec.limits("lower_rad"), self.spec.limits("upper_rad")
+        self._lock = threading.RLock()
+        self.reference = np.array(self.spec.home_rad)
+        self._forget_targets()
+
+    def _forget_targets(self) -> None:
+        self._joint = self.reference.copy()
+        self._velocity = np.zeros_like(self.reference)
+        self._pose = self.kinematics.forward(self.reference)
+        self._heard_s = -np.inf
+
+    # What it is told.
+
+    def target_joint(self, position_rad: Array, velocity_rad_s: Array, now_s: float) -> None:
+        """A target (n,) [rad], [rad/s] came; with the Cartesian controller only a posture."""
+        with self._lock:
+            if not self._listens(position_rad):
+                return
+            if self.active == JOINT and np.abs(position_rad - self._joint).max() > JUMP_RAD:
+                self.reflex("joint_motion_generator_velocity_discontinuity")
+                return
+            self._joint = position_rad.copy()
+            if self.active == JOINT:
+                self._velocity, self._heard_s = velocity_rad_s.copy(), now_s
+
+    def target_pose(self, pose: Array, now_s: float) -> None:
+        """A target (4, 4) of the tool in the base frame came."""
+        with self._lock:
+            if self.active != CARTESIAN or not self._listens(pose):
+                return
+            if np.linalg.norm(pose[:3, 3] - self._pose[:3, 3]) > JUMP_M:
+                self.reflex("cartesian_motion_generator_velocity_discontinuity")
+                return
+            self._pose, self._heard_s = pose.copy(), now_s
+
+    def _listens(self, values: Array) -> bool:
+        self.counts["targets"] += 1
+        if self.mode == "move" and self.active in (JOINT, CARTESIAN) and np.isfinite(values).all():
+            return True
+        self.counts["ignored"] += 1
+        return False
+
+    def switch(self, activate: list[str], deactivate: list[str]) -> bool:
+        """Have other controllers active; whether that was possible."""
+        with self._lock:
+            if self.mode in ("reflex", "user_stopped"):
+                return False
+            if not set(activate) | set(deactivate) <= set(ARM_CONTROLLERS) or len(activate) > 1:
+                return False
+            left = "" if self.active in deactivate else self.active
+            if activate and left and left != activate[0]:
+                return False
+            self.active = activate[0] if activate else left
+            self.mode = "move" if self.active else "idle"
+            # A controller begins where the arm is.
+            self._forget_targets()
+            return True
+
+    # What happens to it.
+
+    def reflex(self, error: str) -> None:
+        """Stop at once; every controller loses the arm."""
+        with self._lock:
+            if self.mode == "user_stopped":
+                return
+            if self.mode != "reflex":
+                self.counts["reflexes"] += 1
+            self.mode, self.active = "reflex", ""
+            self.errors.add(error)
+
+    def user_stop(self, pressed: bool) -> None:
+        """The stop is pressed or released; either way nothing is active afterwards."""
+        with self._lock:
+            self.active = ""
+            self.mode = "user_stopped" if pressed else "idle"
+
+    def recover(self) -> bool:
+        """Clear the errors; whether that was possible."""
+        with self._lock:
+            if self.mode == "user_stopped":
+                return False
+            self.last_errors, self.errors = self.errors, set()
+            self.mode = "move" if self.active else "idle"
+            self.counts["recoveries"] += 1
+            return True
+
+    def watch(self, position_rad: Array, velocity_rad_s: Array, force_n: float) -> None:
+        """Stop if what is measured calls for it."""
+        if self.mode != "move":
+            return
+        if (np.abs(velocity_rad_s) > SPEED_MARGIN * self._speed).any():
+            self.reflex("joint_velocity_violation")
+        if ((position_rad < self._low - SAFE_STRETCH_RAD)
+                | (position_rad > self._high + SAFE_STRETCH_RAD)).any():
+            self.reflex("joint_position_limits_violation")
+        if force_n > self.force_threshold_n:
+            self.reflex("cartesian_reflex")
+
+    def step(self, position_rad: Array, now_s: float, step_s: float) -> Array:
+        """The reference one physics step on; ``position_rad`` (n,) is where the arm is."""
+        with self._lock:
+            if self.mode != "move" or self.active == "gravity_compensation":
+                # Brakes, or hands, hold the arm where it is.
+                if self.mode in ("reflex", "user_stopped") and not self._stands:
+                    self.reference = position_rad.copy()
+                    self._stands = True
+                self._forget_targets()
+                return self.reference.copy()
+            self._stands = False
+            if self._velocity.any() and now_s - self._heard_s > TARGET_TIMEOUT_S:
+                self._velocity[:] = 0.0
+                self.counts["timeouts"] += 1
+            if self.active == CARTESIAN:
+                self._towards_pose(step_s)
+            else:
+                age_s = min(max(now_s - self._heard_s, 0.0), 2.0 * step_s)
+                goal = self._joint + self._velocity * age_s
+                self._towards(goal, step_s)
+            return self.reference.copy()
+
+    _stands: bool = False
+
+    def _towards(self, goal: Array, step_s: float) -> None:
+        share = 1.0 - np.exp(-STIFFNESS_RAD_S * step_s)
+        self.reference = self.reference + share * (goal - self.reference)
+
+    def _towards_pose(self, step_s: float) -> None:
+        goal = self.reference
+        for _ in range(3):
+            goal, _ = self.kinematics.step(goal, self._pose, damping=0.01, posture_gain=0.0)
+        # What the tool's pose leaves free follows the posture.
+        jacobian = self.kinematics.jacobian(self.reference)
+        free = np.eye(len(goal)) - np.linalg.pinv(jacobian) @ jacobian
+        self._towards(goal + free @ (self._joint - goal), step_s)
