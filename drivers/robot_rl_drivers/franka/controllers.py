@@ -1,0 +1,105 @@
+"""Which controller of ros2_control drives the arm."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from robot_rl.errors import RobotRLError, SafetyError, StaleDataError
+from robot_rl.ros.runtime import service, wait_for
+
+CARTESIAN = "cartesian_impedance_controller"
+JOINT = "joint_impedance_controller"
+MOVING = (CARTESIAN, JOINT, "gravity_compensation", "joint_trajectory_controller")
+"""Those of which at most one may be active, for they command the same joints."""
+
+_STRICT = 2
+_MANAGER = "controller_manager"
+
+
+class Controllers:
+    """Asks the controller manager, and switches to the controller that is ``wanted``.
+
+    The answers may arrive in another layout than ours where the robot runs another release of
+    ros2_control and ROS 2 is not installed here: then :attr:`readable` is False.
+    """
+
+    def __init__(self, node: Any, wanted: str) -> None:
+        self.wanted = wanted
+        self._list_type = service("controller_manager_msgs/srv/ListControllers")
+        self._switch_type = service("controller_manager_msgs/srv/SwitchController")
+        self._lister = node.create_client(self._list_type, f"{_MANAGER}/list_controllers")
+        self._switcher = node.create_client(self._switch_type, f"{_MANAGER}/switch_controller")
+        self._lock = threading.Lock()
+        self._asked: Any = None
+        self.states: dict[str, str] = {}
+        """State of each controller by name, as last heard."""
+
+    @property
+    def manual(self) -> str:
+        """The command that switches by hand."""
+        return f"ros2 control switch_controllers --activate {self.wanted}"
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the controller manager; whether it is there."""
+        return bool(self._lister.wait_for_service(timeout_sec=timeout_s))
+
+    def refresh(self, timeout_s: float = 2.0) -> dict[str, str]:
+        """Ask for the states and wait for the answer.
+
+        Raises:
+            StaleDataError: none came in time.
+        """
+        future = self._lister.call_async(self._list_type.Request())
+        self._take(wait_for(future, timeout_s, "the controller manager"))
+        return self.states
+
+    def ask(self) -> None:
+        """Ask for the states without waiting; for a timer."""
+        with self._lock:
+            if self._asked is not None and not self._asked.done():
+                return
+            self._asked = self._lister.call_async(self._list_type.Request())
+        self._asked.add_done_callback(lambda future: self._take(future.result()))
+
+    def _take(self, answer: Any) -> None:
+        if answer is not None:
+            self.states = {each.name: each.state for each in answer.controller}
+
+    def fault(self) -> str | None:
+        """Why the wanted controller does not drive the arm; None where it does, or nothing has
+        been heard."""
+        if not self.states or self.states.get(self.wanted) == "active":
+            return None
+        state = self.states.get(self.wanted)
+        others = [name for name in MOVING if self.states.get(name) == "active"]
+        instead = f"; {', '.join(others)} is active" if others else ""
+        return (f"the controller {self.wanted} is {state}{instead}" if state is not None
+                else f"the robot has no controller {self.wanted}, only "
+                f"{', '.join(sorted(self.states)) or 'none'}")
+
+    def activate(self) -> None:
+        """Have the wanted controller drive the arm, and no other.
+
+        Raises:
+            SafetyError: it cannot be activated; the message says how to do so by hand.
+        """
+        try:
+            if self.refresh().get(self.wanted) == "active":
+                return
+            if self.wanted not in self.states:
+                raise SafetyError(str(self.fault()))
+            others = [name for name in MOVING
+                      if name != self.wanted and self.states.get(name) == "active"]
+            request = self._switch_type.Request(
+                activate_controllers=[self.wanted], deactivate_controllers=others,
+                strictness=_STRICT, activate_asap=True,
+            )
+            request.timeout.sec = 2
+            answer = wait_for(self._switcher.call_async(request), 5.0, "the controller manager")
+            if not answer.ok or self.refresh().get(self.wanted) != "active":
+                raise SafetyError(f"{self.wanted} was not activated; by hand: {self.manual}")
+        except SafetyError:
+            raise
+        except (RobotRLError, StaleDataError) as error:
+            raise SafetyError(f"{error}; switch by hand: {self.manual}") from None

@@ -1,0 +1,1 @@
+"""Rethink Sawyer through its Intera topics on ROS 1."""

@@ -1,0 +1,99 @@
+"""The sensors that a scene declares, on hardware: each from a serial line or a topic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from robot_rl.errors import InvalidInputError, unknown_name
+from robot_rl.interfaces import Clock, Sensor
+from robot_rl.specs import SceneSpec, SlideJoint
+from robot_rl.specs.scene import JointSensor
+from robot_rl_drivers.sensors.serial_line import SerialSensor
+from robot_rl_drivers.sensors.topics import Subscribe, TopicSensor
+
+_PREFIX = "sensor_"
+_SERIAL_NUMBERS = ("baud", "scale", "offset", "low", "high")
+
+
+def sensor_options(scene: SceneSpec) -> tuple[str, ...]:
+    """The keys of ``RigRequest.options`` that :func:`make_sensors` reads."""
+    return tuple(_PREFIX + sensor.name for sensor in scene.sensors)
+
+
+def make_sensors(
+    scene: SceneSpec,
+    options: Mapping[str, str],
+    clock: Clock,
+    subscribe: Subscribe | None = None,
+) -> dict[str, Sensor]:
+    """A sensor for each that the scene declares, by name.
+
+    ``options["sensor_<name>"]`` says where it is:
+
+    - ``topic`` (where there is ROS, the default) or ``topic:/some/topic``: std_msgs/Float64,
+      by default on ``/robot_rl/sensors/<name>``;
+    - ``serial:/dev/ttyUSB0``, with ``,baud=115200,scale=0.001,offset=0,low=0,high=0.2`` as wanted;
+    - ``none``: there is none (without ROS, the default).
+
+    Raises:
+        InvalidInputError: a source cannot be read or opened; none is left open.
+    """
+    sensors: dict[str, Sensor] = {}
+    try:
+        for declared in scene.sensors:
+            default = "topic" if subscribe is not None else "none"
+            source = options.get(_PREFIX + declared.name, default)
+            joint = declared.joint if isinstance(declared, JointSensor) else ""
+            made = _make(declared.name, _unit(scene, joint), source, clock, subscribe)
+            if made is not None:
+                sensors[declared.name] = made
+    except Exception:
+        for sensor in sensors.values():
+            sensor.close()  # type: ignore[attr-defined]
+        raise
+    return sensors
+
+
+def _make(
+    name: str, unit: str, source: str, clock: Clock, subscribe: Subscribe | None
+) -> TopicSensor | SerialSensor | None:
+    kind, _, rest = source.partition(":")
+    if source == "none":
+        return None
+    if kind == "topic":
+        if subscribe is None:
+            raise InvalidInputError(
+                f"sensor {name!r}: this backend has no ROS for {source!r}; valid: serial:PORT, none"
+            )
+        if rest and not rest.startswith("/"):
+            raise InvalidInputError(f"sensor {name!r}: the topic {rest!r} should begin with /")
+        return TopicSensor(name, unit, clock, subscribe, rest)
+    if kind == "serial" and rest:
+        port, *pairs = rest.split(",")
+        numbers = _numbers(name, pairs)
+        baud = int(numbers.pop("baud", 115200))
+        return SerialSensor(name, unit, port, clock, baud=baud, **numbers)
+    raise unknown_name(f"source of the sensor {name!r}", source,
+                       ("topic", "topic:/NAME", "serial:PORT", "none"))
+
+
+def _numbers(name: str, pairs: list[str]) -> dict[str, float]:
+    found = {}
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        if key not in _SERIAL_NUMBERS:
+            raise unknown_name(f"setting of the sensor {name!r}", key, _SERIAL_NUMBERS)
+        try:
+            found[key] = float(value)
+        except ValueError:
+            raise InvalidInputError(
+                f"sensor {name!r}: {key} is {value!r}, should be a number"
+            ) from None
+    return found
+
+
+def _unit(scene: SceneSpec, joint: str) -> str:
+    for body in scene.bodies:
+        if not isinstance(body.motion, str) and body.motion.name == joint:
+            return "m" if isinstance(body.motion, SlideJoint) else "rad"
+    return ""

@@ -1,0 +1,682 @@
+"""Cameras from files, streams and patterns: the real decoders, in real time."""
+
+from __future__ import annotations
+
+import http.server
+import itertools
+import math
+import socketserver
+import threading
+import time
+
+import numpy as np
+import pytest
+
+cv2 = pytest.importorskip("cv2")
+
+from robot_rl.errors import InvalidInputError, StaleDataError  # noqa: E402
+from robot_rl.safety.cameras import CameraWatch, MonotonicClock, camera_watches  # noqa: E402
+from robot_rl_drivers.cameras import make_camera, make_cameras  # noqa: E402
+from robot_rl_drivers.cameras.options import CameraOptions, parse_source  # noqa: E402
+from robot_rl_drivers.cameras.processing import Processor, read_calibration  # noqa: E402
+from robot_rl_drivers.cameras.settings import Settings, apply_settings  # noqa: E402
+from robot_rl_drivers.cameras.stamps import ClockMap  # noqa: E402
+from robot_rl_drivers.cameras.stream import RawFrame, SourceLost, StreamCamera  # noqa: E402
+
+CLOCK = MonotonicClock()
+
+
+def make(source, name="front", height=None, width=None, **options):
+    return make_camera(name, source, height=height, width=width, clock=CLOCK, **options)
+
+
+def wait_until(met, timeout_s=20.0):
+    end_s = time.monotonic() + timeout_s
+    while not met():
+        assert time.monotonic() < end_s, "it did not happen in time"
+        time.sleep(0.005)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_stays():
+    before = set(threading.enumerate())
+    yield
+    left = [t.name for t in set(threading.enumerate()) - before if t.name.startswith("camera ")]
+    assert not left, f"closing left threads: {left}"
+
+
+# -- the text that names a source ---------------------------------------------------------------
+
+
+def test_a_source_is_taken_apart():
+    found = parse_source("opencv:/dev/video2?crop=1,2,30,40&exposure=120&focus=auto&size=640x480"
+                         "&fourcc=yuyv&fix=0&refused=fail&fps=15&latency=0.05")
+    assert (found.scheme, found.target) == ("opencv", "/dev/video2")
+    assert found.options == CameraOptions(
+        crop=(1, 2, 30, 40), exposure=120.0, focus="auto", size=(640, 480), fourcc="YUYV",
+        fix=False, refused="fail", fps=15.0, latency=0.05)
+
+
+def test_options_from_elsewhere_are_overruled_by_the_text():
+    found = parse_source("test:pattern?fps=10", {"fps": 20, "size": (32, 24), "crop": None})
+    assert found.options.fps == 10.0 and found.options.size == (32, 24)
+
+
+def test_a_streams_own_query_stays_with_its_address():
+    found = parse_source("opencv:rtsp://host/live?channel=1&crop=0,0,8,8&subtype=0")
+    assert found.target == "rtsp://host/live?channel=1&subtype=0"
+    assert found.options.crop == (0, 0, 8, 8)
+
+
+@pytest.mark.parametrize("source, said", [
+    ("webcam:0", "opencv:"), ("0", "realsense:"), ("opencv", "should begin with"),
+    ("opencv:0?expsure=3", "did you mean 'exposure'"), ("opencv:0?exposure=bright", "or auto"),
+    ("opencv:0?crop=1,2,3", "x,y,width,height"), ("opencv:0?crop=0,0,0,9", "x,y,width,height"),
+    ("opencv:0?fps=0", r"\[0.5, 1000\]"), ("opencv:0?fps=nan", r"\[0.5, 1000\]"),
+    ("opencv:0?fps", "option=value"), ("opencv:0?fps=3&fps=4", "twice"),
+    ("opencv:0?size=big", "WIDTHxHEIGHT"), ("opencv:0?fix=yes", "0 or 1"),
+    ("opencv:0?refused=ignore", "warn or fail"), ("opencv:0?fourcc=MJPEG", "four letters"),
+    ("ros1:/a?exposure=3", "compressed"), ("ros2:/a?domain=300", "232"),
+    ("test:pattern?loop=1", "crop, rectify"), ("none?fps=3", "none"),
+    ("sim:mujoco/Push/front", "backends"), ("none", "no camera of this machine"),
+    ("test:chart", "pattern"), ("ros1:image", "from the root"), (None, "opencv:0"),
+])
+def test_a_wrong_source_is_refused_with_the_valid_ones(source, said):
+    with pytest.raises(InvalidInputError, match=said):
+        make(source)
+
+
+@pytest.mark.parametrize("source, said", [
+    ("opencv:973", "no /dev/video973"), ("opencv:/dev/video973", "video devices here"),
+    ("opencv:/no/such.mp4", "no such file"), ("opencv:rtsp://127.0.0.1:9/x", "cannot be opened"),
+])
+def test_a_camera_that_is_not_there_is_refused(source, said):
+    with pytest.raises(InvalidInputError, match=said):
+        make(source)
+
+
+# -- stamps -------------------------------------------------------------------------------------
+
+
+def test_device_stamps_come_out_at_the_time_of_measurement():
+    rng = np.random.default_rng(0)
+    mapped, offset_s, least_s = ClockMap(), -4321.0, 0.012
+    errors = []
+    for n in range(600):
+        taken_s = 50.0 + n / 30.0
+        received_s = taken_s + least_s + rng.exponential(0.02)
+        stamp_s = mapped.to_rig(taken_s + offset_s, received_s)
+        assert stamp_s <= received_s + 1e-9
+        errors.append(stamp_s - taken_s)
+    # After the first moments the least delay is known; that part nobody can tell from the offset.
+    assert max(abs(np.array(errors[100:]) - least_s)) < 0.003
+
+
+def test_a_drifting_device_clock_is_followed():
+    mapped = ClockMap(window_s=10.0)
+    for n in range(9000):
+        taken_s = n / 30.0
+        stamp_s = mapped.to_rig(taken_s * (1.0 + 1e-4), taken_s + 0.01)
+    # Without forgetting, the difference would have grown to 30 ms.
+    assert stamp_s - taken_s == pytest.approx(0.01, abs=0.002)
+
+
+@pytest.mark.parametrize("step_s", [3600.0, -3600.0, 0.5, -0.5])
+def test_a_device_clock_that_is_set_is_no_reason_to_stop(step_s):
+    mapped = ClockMap()
+    for n in range(60):
+        device_s = n / 30.0 + (step_s if n >= 30 else 0.0)
+        received_s = n / 30.0 + 0.01
+        assert not mapped.is_repeat(device_s)
+        assert 0.0 <= received_s - mapped.to_rig(device_s, received_s) < 0.03
+
+
+def test_a_stamp_that_stands_still_is_an_old_frame():
+    mapped = ClockMap()
+    mapped.to_rig(5.0, 10.0)
+    assert mapped.is_repeat(5.0) and mapped.is_repeat(4.97)
+    assert not mapped.is_repeat(5.03)
+
+
+def test_the_smallest_difference_in_the_window_is_the_brute_force_one():
+    rng = np.random.default_rng(3)
+    mapped, seen = ClockMap(window_s=1.0), []
+    for n in range(500):
+        received_s = n / 50.0
+        device_s = received_s - rng.uniform(0.0, 0.09)
+        seen.append((received_s, received_s - device_s))
+        least_s = min(d for r, d in seen if r >= received_s - 1.0)
+        assert mapped.to_rig(device_s, received_s) == pytest.approx(device_s + least_s)
+
+
+# -- processing ---------------------------------------------------------------------------------
+
+
+CAMERA_INFO = """\
+image_width: 160
+image_height: 120
+camera_name: front
+camera_matrix: {{rows: 3, cols: 3, data: [130, 0, 82, 0, 128, 57, 0, 0, 1]}}
+distortion_model: {model}
+distortion_coefficients: {{rows: 1, cols: {n}, data: {data}}}
+rectification_matrix: {{rows: 3, cols: 3, data: [1, 0, 0, 0, 1, 0, 0, 0, 1]}}
+projection_matrix: {{rows: 3, cols: 4, data: [120, 0, 80, 0, 0, 120, 60, 0, 0, 0, 1, 0]}}
+"""
+
+
+def calibration_file(tmp_path, model, data):
+    path = tmp_path / "camera.yaml"
+    path.write_text(CAMERA_INFO.format(model=model, n=len(data), data=list(data)))
+    return path
+
+
+def distorted(model, data, x, y):
+    """Where a ray (x, y, 1) meets the raw picture, by the models' own formulas."""
+    r2 = x * x + y * y
+    if model == "equidistant":
+        theta = np.arctan(np.sqrt(r2))
+        poly = 1 + sum(k * theta ** (2 * i + 2) for i, k in enumerate(data))
+        scale = np.where(r2 > 0, theta * poly / np.sqrt(np.maximum(r2, 1e-12)), 1.0)
+        return 130 * x * scale + 82, 128 * y * scale + 57
+    k1, k2, p1, p2, *more = [*data, 0, 0, 0, 0][:8]
+    k3, k4, k5, k6 = more
+    radial = (1 + k1 * r2 + k2 * r2**2 + k3 * r2**3) / (1 + k4 * r2 + k5 * r2**2 + k6 * r2**3)
+    xd = x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x)
+    yd = y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y
+    return 130 * xd + 82, 128 * yd + 57
+
+
+@pytest.mark.parametrize("model, data", [
+    ("plumb_bob", (-0.25, 0.06, 0.001, -0.002, 0.01)),
+    ("rational_polynomial", (0.3, -0.1, 0.001, 0.001, 0.02, 0.5, -0.05, 0.01)),
+    ("equidistant", (-0.02, 0.01, -0.004, 0.001)),
+])
+def test_rectifying_agrees_with_the_models_formula(tmp_path, model, data):
+    rows, columns = np.mgrid[0:120, 0:160].astype(np.float64)
+    image = np.stack([columns, 2 * rows, 255 - columns], axis=2).astype(np.uint8)
+    found = Processor(calibration=read_calibration(calibration_file(tmp_path, model, data)))(image)
+    u, v = distorted(model, data, (columns - 80) / 120, (rows - 60) / 120)
+    inside = (u > 1) & (u < 158) & (v > 1) & (v < 118)
+    assert inside.mean() > 0.6
+    wanted = np.stack([u, 2 * v, 255 - u], axis=2)
+    assert np.abs(found.astype(float) - wanted)[inside].max() <= 1.2
+
+
+def test_rectifying_agrees_with_undistort(tmp_path):
+    rng = np.random.default_rng(0)
+    image = cv2.GaussianBlur(rng.integers(0, 255, (120, 160, 3), np.uint8), (9, 9), 0)
+    data = (-0.25, 0.06, 0.001, -0.002, 0.01)
+    found = Processor(calibration=read_calibration(
+        calibration_file(tmp_path, "plumb_bob", data)))(image)
+    matrix = np.array([[130, 0, 82], [0, 128, 57], [0, 0, 1.0]])
+    wanted = cv2.undistort(image, matrix, np.array(data), None,
+                           np.array([[120, 0, 80], [0, 120, 60], [0, 0, 1.0]]))
+    assert np.abs(found.astype(int) - wanted).max() <= 2
+
+
+def test_scaling_down_takes_the_mean_of_areas():
+    rng = np.random.default_rng(1)
+    image = rng.integers(0, 256, (96, 144, 3), np.uint8)
+    found = Processor(24, 48)(image)
+    wanted = image.reshape(24, 4, 48, 3, 3).mean(axis=(1, 3))
+    assert found.flags["C_CONTIGUOUS"] and found.dtype == np.uint8
+    assert np.abs(found - wanted).max() <= 0.5 + 1e-6
+
+
+def test_a_crop_is_cut_out_and_copied():
+    image = np.arange(10 * 12 * 3, dtype=np.uint8).reshape(10, 12, 3)
+    found = Processor(crop=(2, 3, 5, 4))(image)
+    assert np.array_equal(found, image[3:7, 2:7]) and not np.shares_memory(found, image)
+    same = Processor()(image)
+    assert np.array_equal(same, image) and not np.shares_memory(same, image)
+
+
+@pytest.mark.parametrize("text, said", [
+    ("a: 1", "distortion_model"), ("[1, 2]", "camera_info"), ("{", "cannot be read"),
+    (CAMERA_INFO.format(model="division", n=1, data=[1]), "plumb_bob"),
+    (CAMERA_INFO.format(model="plumb_bob", n=3, data=[1, 2, 3]), "4 or 5"),
+    (CAMERA_INFO.format(model="plumb_bob", n=4, data=["x", 1, 1, 1]), "finite"),
+    (CAMERA_INFO.format(model="plumb_bob", n=4, data=[".nan", 1, 1, 1]), "finite"),
+    (CAMERA_INFO.format(model="plumb_bob", n=4, data=[0] * 4).replace("160", "-1"), "image_width"),
+])
+def test_a_calibration_that_is_none_is_refused(tmp_path, text, said):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text.replace("'", ""))
+    with pytest.raises(InvalidInputError, match=said):
+        read_calibration(path)
+
+
+@pytest.mark.parametrize("query, said", [
+    ("crop=600,0,100,100", "outside pictures of 640 x 480"), ("rectify={}", "160 x 120"),
+])
+def test_options_that_do_not_fit_the_pictures_are_refused(tmp_path, query, said):
+    path = calibration_file(tmp_path, "plumb_bob", (0.1, 0, 0, 0))
+    with pytest.raises(InvalidInputError, match=said):
+        make("test:pattern?" + query.format(path))
+
+
+# -- files --------------------------------------------------------------------------------------
+
+
+def write_file(path, frames, fps=30):
+    """A video without loss, so that colours are exact."""
+    height, width = frames[0].shape[:2]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"FFV1"), fps, (width, height))
+    assert writer.isOpened()
+    for frame in frames:
+        writer.write(np.ascontiguousarray(frame[..., ::-1]))
+    writer.release()
+    return str(path)
+
+
+def numbered(count, height=48, width=64):
+    """Red left, green in the middle, blue right; above, the number in 8 squares."""
+    frames = np.zeros((count, height, width, 3), np.uint8)
+    for channel, part in enumerate(np.array_split(np.arange(width), 3)):
+        frames[:, :, part, channel] = 255
+    for n in range(count):
+        for bit in range(8):
+            frames[n, :8, bit * 8 : bit * 8 + 8] = 255 * (n >> bit & 1)
+    return frames
+
+
+def number_of(image):
+    return sum(int(image[4, bit * 8 + 4, 1] > 127) << bit for bit in range(8))
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    return write_file(tmp_path_factory.mktemp("video") / "numbered.avi", numbered(40))
+
+
+def test_a_file_plays_in_real_time_with_exact_colours_and_then_ends(video):
+    camera = make(f"opencv:{video}")
+    seen = {}
+    wait_until(lambda: seen.update({f.stamp_s: f.image for f in camera.history()}) or camera.ended)
+    stamps = sorted(seen)
+    numbers = [number_of(seen[stamp]) for stamp in stamps]
+    assert numbers == sorted(set(numbers)) and numbers[-1] == 39 and len(numbers) >= 30
+    # Each picture is stamped with when it is due, wherever the reader was late.
+    assert np.allclose(np.diff(stamps), np.diff(numbers) / 30.0, atol=2e-3)
+    image = seen[stamps[0]]
+    assert [image[30, x].tolist() for x in (5, 32, 60)] == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
+    with pytest.raises(StaleDataError, match=r"'front'.*has ended.*old, the limit is 0.5 s"):
+        camera.read(0.5)
+    assert "ended" in CameraWatch(camera).check()
+    camera.close()
+
+
+def test_a_file_may_begin_again(tmp_path):
+    path = write_file(tmp_path / "short.avi", numbered(6))
+    camera = make(f"opencv:{path}?loop=1")
+    seen = {}
+    wait_until(lambda: seen.update({f.stamp_s: f.image for f in camera.history()})
+               or len(seen) > 15)
+    stamps = sorted(seen)
+    assert (np.diff(stamps) > 0).all() and camera.fault() is None
+    numbers = [number_of(seen[stamp]) for stamp in stamps]
+    steps = {(b - a) % 6 for a, b in itertools.pairwise(numbers)}
+    assert 1 in steps and 0 not in steps
+    camera.close()
+
+
+def test_h264_files_are_read(tmp_path):
+    pytest.importorskip("av")
+    from robot_rl.report.video import write_video
+
+    red = np.zeros((20, 64, 96, 3), np.uint8)
+    red[..., 0] = 255
+    red[:, 8:16, 8:16] = np.linspace(0, 255, 20).astype(np.uint8)[:, None, None, None]
+    path = write_video(tmp_path / "red.mp4", list(red), 30.0)
+    camera = make(f"opencv:{path}?still=1")
+    assert np.abs(camera.read(5.0).image[50, 50].astype(int) - [255, 0, 0]).max() < 16
+    camera.close()
+
+
+def test_a_file_that_is_no_video_is_refused(tmp_path):
+    path = tmp_path / "notes.mp4"
+    path.write_text("no video")
+    with pytest.raises(InvalidInputError, match="no video that OpenCV reads"):
+        make(f"opencv:{path}")
+
+
+def test_a_recording_has_no_exposure(video):
+    camera = make(f"opencv:{video}?exposure=120")
+    assert "cannot be set" in camera.notes[0]
+    camera.close()
+    with pytest.raises(InvalidInputError, match="cannot be set"):
+        make(f"opencv:{video}?exposure=120&refused=fail")
+
+
+def test_a_frozen_file_is_no_source_of_new_frames(tmp_path):
+    frames = numbered(60)
+    frames[10:] = frames[10]
+    camera = make(f"opencv:{write_file(tmp_path / 'frozen.avi', frames)}")
+    watch = CameraWatch(camera)
+    complaints = []
+    wait_until(lambda: complaints.append(watch.check()) or complaints[-1] is not None)
+    assert "frozen" in complaints[-1]
+    with pytest.raises(StaleDataError, match="frozen"):
+        camera.read(10.0)
+    newest_s = camera.history()[-1].stamp_s
+    time.sleep(0.2)
+    assert camera.history()[-1].stamp_s == newest_s
+    camera.close()
+
+
+def test_a_black_file_is_noticed(tmp_path):
+    frames = np.zeros((40, 48, 64, 3), np.uint8)
+    frames[:, 0, 0, 0] = np.arange(40)
+    camera = make(f"opencv:{write_file(tmp_path / 'black.avi', frames)}")
+    watch = CameraWatch(camera)
+    complaints = []
+    wait_until(lambda: complaints.append(watch.check()) or complaints[-1] is not None)
+    assert "black" in complaints[-1]
+    camera.close()
+
+
+def test_a_file_slower_than_expected_is_noticed(tmp_path):
+    camera = make(f"opencv:{write_file(tmp_path / 'slow.avi', numbered(40), fps=10)}")
+    camera._options = CameraOptions(fps=30.0)  # what the rig expects of it
+    watch = CameraWatch(camera)
+    complaints = []
+    wait_until(lambda: complaints.append(watch.check()) or complaints[-1] is not None)
+    assert "frames a second" in complaints[-1] or "old" in complaints[-1]
+    camera.close()
+
+
+# -- the pattern --------------------------------------------------------------------------------
+
+
+def test_the_pattern_has_its_colours_and_moves():
+    camera = make("test:pattern?size=160x120&fps=60", height=60, width=80)
+    first = camera.read(5.0)
+    assert first.image.shape == (60, 80, 3)
+    assert [first.image[50, x].tolist() for x in (5, 55, 65)] == [
+        [255, 255, 255], [255, 0, 0], [0, 0, 255]]
+    wait_until(lambda: camera.read(5.0).stamp_s > first.stamp_s + 0.1)
+    assert not np.array_equal(camera.read(5.0).image, first.image)
+    assert camera.rate_hz == 60.0
+    camera.close()
+
+
+def test_reading_twice_gives_copies_and_stamps_never_go_back():
+    camera = make("test:pattern?size=64x48&fps=100")
+    last_s = -math.inf
+    for _ in range(200):
+        frame = camera.read(5.0)
+        assert last_s <= frame.stamp_s <= CLOCK.now_s()
+        last_s = frame.stamp_s
+        frame.image[:] = 7
+    assert not (camera.read(5.0).image == 7).all()
+    assert not camera.history()[-1].image.flags.writeable
+    camera.close()
+
+
+def test_a_latency_that_is_known_is_taken_off():
+    plain, late = make("test:pattern?size=32x24"), make("test:pattern?size=32x24&latency=0.5")
+    ages = [CLOCK.now_s() - camera.history()[-1].stamp_s for camera in (plain, late)]
+    assert ages[1] - ages[0] > 0.4
+    plain.close()
+    late.close()
+
+
+@pytest.mark.parametrize("max_age_s", [0.0, -1.0, math.nan])
+def test_an_age_that_is_none_is_refused(max_age_s):
+    camera = make("test:pattern?size=32x24")
+    with pytest.raises(InvalidInputError, match="max_age_s"):
+        camera.read(max_age_s)
+    camera.close()
+
+
+def test_several_cameras_open_together_or_not_at_all():
+    cameras = make_cameras({"front": "test:pattern", "wrist": "none"}, height=24, width=32,
+                           clock=CLOCK)
+    assert list(cameras) == ["front"] and list(camera_watches(cameras)) == ["camera front"]
+    cameras["front"].close()
+    with pytest.raises(InvalidInputError, match="no such file"):
+        make_cameras({"front": "test:pattern", "wrist": "opencv:/no/such.avi"}, height=24,
+                     width=32, clock=CLOCK)
+
+
+# -- sources that misbehave ---------------------------------------------------------------------
+
+
+class ScriptedSource:
+    """Gives what the test says; ``gone`` is why it does not."""
+
+    lasting, rate_hz = True, 100.0
+
+    def __init__(self):
+        self.settings = Settings()
+        self.gone: Exception | None = None
+        self.may_open = True
+        self.number = self.opened = self.closed = 0
+        self.repeat_image = self.repeat_stamp = False
+        self.image = np.full((24, 32, 3), 90, np.uint8)
+
+    def open(self):
+        self.opened += 1
+        if not self.may_open:
+            raise InvalidInputError("there is no such camera")
+
+    def grab(self, timeout_s):
+        time.sleep(0.01)
+        if self.gone is not None:
+            raise self.gone
+        if not self.repeat_image:
+            self.number += 1
+            self.image = np.full((24, 32, 3), self.number % 200, np.uint8)
+        if not self.repeat_stamp:
+            self.stamp_s = time.monotonic() + 777.0
+        return RawFrame(self.image, device_s=self.stamp_s)
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    monkeypatch.setattr("robot_rl_drivers.cameras.stream.RETRY_S", 0.05)
+    source = ScriptedSource()
+    camera = StreamCamera("wrist", "fake:0", source, Processor(), CLOCK, CameraOptions())
+    camera.start()
+    yield source, camera
+    camera.close()
+    assert source.closed >= 1
+
+
+@pytest.mark.parametrize("error", [SourceLost("it was unplugged"), RuntimeError("usb error 19")])
+def test_an_unplugged_camera_is_reported_and_comes_back_with_new_frames_only(scripted, error):
+    source, camera = scripted
+    watch = CameraWatch(camera)
+    assert watch.check() is None
+    source.may_open, source.gone = False, error
+    wait_until(lambda: camera.fault() is not None)
+    with pytest.raises(StaleDataError, match=f"'wrist'.*{error}"):
+        camera.read(10.0)
+    assert str(error) in watch.check()
+    wait_until(lambda: source.opened >= 3)
+    assert "no such camera" in camera.fault()
+    # It comes back, at first with the very picture that it had.
+    source.repeat_image, source.may_open, source.gone = True, True, None
+    opened = source.opened
+    wait_until(lambda: source.opened > opened)
+    time.sleep(0.1)
+    with pytest.raises(StaleDataError):
+        camera.read(10.0)
+    back_s = CLOCK.now_s()
+    source.repeat_image = False
+    wait_until(lambda: camera.fault() is None)
+    assert all(frame.stamp_s > back_s for frame in camera.history())
+    assert any(note.startswith("lost") for note in camera.notes)
+    assert any(note.startswith("back after") for note in camera.notes)
+
+
+def test_a_frame_with_an_old_stamp_is_not_new(scripted):
+    source, camera = scripted
+    source.repeat_stamp = True
+    time.sleep(0.05)
+    newest_s = camera.history()[-1].stamp_s
+    wait_until(lambda: CLOCK.now_s() - newest_s > 0.2)
+    assert camera.history()[-1].stamp_s == newest_s
+    with pytest.raises(StaleDataError, match=r"0\.2.. s old"):
+        camera.read(0.15)
+    assert "old" in CameraWatch(camera).check()
+
+
+def test_a_driver_that_repeats_its_last_picture_is_frozen(scripted):
+    source, camera = scripted
+    began_s = CLOCK.now_s()
+    source.repeat_image = True
+    wait_until(lambda: camera.fault() is not None)
+    assert "frozen" in camera.fault() and CLOCK.now_s() - began_s < 1.0
+    assert CLOCK.now_s() - camera.history()[-1].stamp_s < 1.0
+    source.repeat_image = False
+    wait_until(lambda: camera.fault() is None)
+    assert camera.read(1.0)
+
+
+def test_no_frame_is_torn(scripted):
+    _, camera = scripted
+    torn, ends = [], time.monotonic() + 0.6
+
+    def look():
+        while time.monotonic() < ends:
+            image = camera.read(5.0).image
+            if image.min() != image.max():
+                torn.append(image)
+            image[: len(image) // 2] = 255  # whatever a reader does to its own
+
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not torn
+
+
+def test_a_camera_that_gives_nothing_is_no_camera():
+    class Silent(ScriptedSource):
+        def grab(self, timeout_s):
+            time.sleep(0.01)
+
+    source = Silent()
+    camera = StreamCamera("wrist", "fake:0", source, Processor(), CLOCK, CameraOptions(start=0.2))
+    with pytest.raises(StaleDataError, match=r"'wrist'.*no frame within 0.2 s"):
+        camera.start()
+    assert source.closed >= 1
+
+
+class MjpegHandler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        try:
+            while not self.server.stopped.is_set():
+                self.server.number += 1
+                image = np.zeros((48, 64, 3), np.uint8)
+                image[..., 2] = 255
+                image[:16, :16] = self.server.number * 7 % 256
+                data = cv2.imencode(".jpg", image)[1].tobytes()
+                self.wfile.write(b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: "
+                                 + str(len(data)).encode() + b"\r\n\r\n" + data + b"\r\n")
+                time.sleep(1 / 30)
+        except OSError:
+            pass
+
+    def log_message(self, *args):
+        pass
+
+
+class MjpegServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
+    daemon_threads, allow_reuse_address = True, True
+
+    def __init__(self, port=0):
+        super().__init__(("127.0.0.1", port), MjpegHandler)
+        self.stopped, self.number = threading.Event(), 0
+        self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02})
+        self.thread.start()
+
+    def end(self):
+        self.stopped.set()
+        self.shutdown()
+        self.server_close()
+        self.thread.join()
+
+
+def test_a_stream_is_lost_with_its_server_and_comes_back_with_it(monkeypatch):
+    monkeypatch.setattr("robot_rl_drivers.cameras.stream.RETRY_S", 0.1)
+    server = MjpegServer()
+    port = server.server_address[1]
+    camera = make(f"opencv:http://127.0.0.1:{port}/live?still=1", name="net")
+    assert np.abs(camera.read(5.0).image[40, 40].astype(int) - [255, 0, 0]).max() < 8
+    server.end()
+    wait_until(lambda: camera.fault() is not None)
+    assert "stream" in camera.fault()
+    with pytest.raises(StaleDataError, match="'net'"):
+        camera.read(10.0)
+    server = MjpegServer(port)
+    wait_until(lambda: camera.fault() is None)
+    assert camera.read(5.0).image[40, 40, 0] > 240
+    camera.close()
+    server.end()
+
+
+# -- settings -----------------------------------------------------------------------------------
+
+
+class Knobs:
+    """A device with automatics; ``deaf`` knobs keep what they have."""
+
+    def __init__(self, deaf=(), lacking=()):
+        self.values = {"exposure": 333.0, "auto_exposure": 1.0, "gain": 10.0,
+                       "white_balance": 5000.0, "auto_white_balance": 1.0, "focus": 30.0,
+                       "auto_focus": 1.0}
+        for name in lacking:
+            del self.values[name]
+        self.deaf = deaf
+
+    def get(self, name):
+        return self.values.get(name)
+
+    def set(self, name, value):
+        if name in self.deaf or name not in self.values:
+            return False
+        self.values[name] = value
+        return True
+
+
+def test_settings_are_fixed_and_the_automatics_off():
+    knobs = Knobs()
+    done = apply_settings(knobs, CameraOptions(exposure=120.0, white_balance=4600.0), "front")
+    assert done.refused == []
+    assert done.values == {"exposure": 120.0, "gain": 10.0, "white_balance": 4600.0, "focus": 30.0}
+    assert [knobs.values[f"auto_{n}"] for n in ("exposure", "white_balance", "focus")] == [0, 0, 0]
+
+
+def test_without_fix_only_what_is_asked_for_changes():
+    knobs = Knobs()
+    apply_settings(knobs, CameraOptions(exposure=120.0, fix=False), "front")
+    assert knobs.values["auto_exposure"] == 0.0 and knobs.values["auto_white_balance"] == 1.0
+    apply_settings(knobs, CameraOptions(exposure="auto", fix=False), "front")
+    assert knobs.values["auto_exposure"] == 1.0
+
+
+@pytest.mark.parametrize("knobs, options, said", [
+    (Knobs(deaf=("exposure",)), {"exposure": 120.0}, "exposure=120: the device says 333"),
+    (Knobs(deaf=("auto_exposure",)), {"exposure": 120.0}, "did not switch automatic exposure off"),
+    (Knobs(lacking=("focus", "auto_focus")), {"focus": 5.0}, "the device has no focus"),
+    (Knobs(lacking=("auto_focus",)), {"focus": "auto"}, "no automatic focus"),
+])
+def test_what_a_device_refuses_is_said_or_an_error(knobs, options, said):
+    done = apply_settings(knobs, CameraOptions(**options), "front")
+    assert len(done.refused) == 1 and said in done.refused[0]
+    with pytest.raises(InvalidInputError, match="'front'"):
+        apply_settings(knobs, CameraOptions(**options, refused="fail"), "front")
+
+
+def test_a_device_without_knobs_is_left_alone():
+    done = apply_settings(Knobs(lacking=list(Knobs().values)), CameraOptions(), "front")
+    assert done == Settings()
