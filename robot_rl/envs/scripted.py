@@ -6,12 +6,12 @@ They see the task's view of the world, so they run with any arm, engine and obse
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from robot_rl.envs.robot_env import RobotEnv
-from robot_rl.envs.tasks import door, drawer, pick_place
+from robot_rl.envs.tasks import door, drawer, insertion, pick_place
 from robot_rl.envs.tasks.base import TaskView
 from robot_rl.errors import InvalidInputError, unknown_name
 from robot_rl.interfaces import Array
@@ -20,6 +20,8 @@ from robot_rl.kinematics import wrap_angle
 _PUSH_HEIGHT_M = 0.022
 _CONTACT_M = 0.047
 _AROUND_M = 0.085
+# Where to try beside a socket that is not where it should be.
+_ASIDE = np.array([(0, 0), (1, 0), (0, 1), (-1, 0), (0, -1), (1, 1), (-1, 1), (-1, -1), (1, -1)])
 
 
 @dataclass
@@ -39,6 +41,8 @@ class _Memory:
     phase: str = "start"
     steps: int = 0
     opening: float = 1.0
+    tries: int = 0
+    offset_m: Array = field(default_factory=lambda: np.zeros(2))
 
 
 def _reach(view: TaskView, goal: Array, memory: _Memory) -> Wish:
@@ -129,6 +133,34 @@ def _slot_script(
     return script
 
 
+def _insert(view: TaskView, goal: Array, memory: _Memory) -> Wish:
+    """Align above the socket and go down; where the rim is met, lift and try a little beside."""
+    tool = view.tool_m
+    rim = insertion.BLOCK_M[2] + insertion.REACH_M
+    spot = goal[:2] + memory.offset_m
+    off = float(np.linalg.norm(tool[:2] - spot))
+    inside = tool[2] < rim - 0.002
+    if memory.phase in ("start", "above") or (tool[2] > rim + 0.015 and off > 0.005):
+        memory.phase = "above"
+        if off > 0.0006 and not inside:
+            return Wish(np.array([*spot, max(rim + 0.006, float(goal[2]))]))
+        memory.phase, memory.steps = "down", 0
+    if memory.phase == "aside":
+        memory.steps += 1
+        if memory.steps < 5 and (off > 0.0002 or tool[2] < rim + 0.0003):
+            return Wish(np.array([*spot, rim + 0.0008]))
+        memory.phase, memory.steps = "down", 0
+    if tool[2] < rim + 0.0015 and not inside:
+        memory.steps += 1
+        if memory.steps >= 3:
+            memory.phase, memory.steps = "aside", 0
+            memory.tries += 1
+            memory.offset_m = 1.8 * insertion.PLAY_M * _ASIDE[memory.tries % len(_ASIDE)]
+    # No further ahead than this, so that little is pressed on whatever is in the way.
+    ahead = 0.004 if inside else float(np.clip(0.3 * (tool[2] - rim), 0.003, 0.02))
+    return Wish(np.array([*spot, max(float(goal[2]), float(tool[2]) - ahead)]))
+
+
 def _unit(vector: Array) -> Array:
     return vector / max(float(np.linalg.norm(vector)), 1e-12)
 
@@ -138,6 +170,7 @@ _SCRIPTS: dict[str, Callable[[TaskView, Array, _Memory], Wish]] = {
     "Push": _push,
     "PickPlace": _pick_place,
     "Drawer": _slot_script(drawer.Drawer().slot, "drawer_slide", drawer.SLOT_HEIGHT_M, 0.03),
+    "Insertion": _insert,
     "Door": _slot_script(door.Door().slot, "door_hinge", door.SLOT_HEIGHT_M, 0.15),
 }
 

@@ -3,13 +3,14 @@
 from robot_rl.envs.tasks.base import Task, TaskView
 from robot_rl.envs.tasks.door import Door
 from robot_rl.envs.tasks.drawer import Drawer
+from robot_rl.envs.tasks.insertion import Insertion
 from robot_rl.envs.tasks.pick_place import PickPlace
 from robot_rl.envs.tasks.push import Push
 from robot_rl.envs.tasks.reach import Reach
 from robot_rl.errors import unknown_name
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (Reach, Push, PickPlace, Drawer, Door)
+    task.name: task for task in (Reach, Push, PickPlace, Drawer, Door, Insertion)
 }
 
 
@@ -34,6 +35,7 @@ __all__ = [
     "TASKS",
     "Door",
     "Drawer",
+    "Insertion",
     "PickPlace",
     "Push",
     "Reach",

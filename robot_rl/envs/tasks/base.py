@@ -82,6 +82,13 @@ class Task(ABC):
     def features(self, view: TaskView) -> Array:
         """What the state observation says of the objects, (feature_dim,)."""
 
+    def astray(self, view: TaskView) -> str | None:
+        """Why the things on the table are about to leave the arm's reach; None while all is well.
+
+        Where nobody but the arm can bring them back, an episode ends there.
+        """
+        return None
+
     def markers(self, goal: Array) -> dict[str, Array]:
         """Positions (3,) [m] of the scene's markers for this goal."""
         return {}

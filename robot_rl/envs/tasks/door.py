@@ -8,7 +8,7 @@ import numpy as np
 
 from robot_rl.envs.tasks.base import DEFAULT_CAMERAS, Task, TaskView
 from robot_rl.interfaces import Array, Placement
-from robot_rl.specs.scene import BodySpec, Geom, HingeJoint, SceneSpec
+from robot_rl.specs.scene import BodySpec, Geom, HingeJoint, JointSensor, SceneSpec
 
 MAX_ANGLE_RAD = 1.0
 SLOT_HEIGHT_M = 0.036
@@ -48,7 +48,12 @@ class Door(Task):
             mass_kg=0.5,
             friction=0.3,
         )
-        return SceneSpec(bodies=(frame, door), cameras=DEFAULT_CAMERAS, markers=("goal",))
+        return SceneSpec(
+            bodies=(frame, door),
+            cameras=DEFAULT_CAMERAS,
+            markers=("goal",),
+            sensors=(JointSensor("door", "door_hinge"),),
+        )
 
     def slot(self, angle_rad: float) -> Array:
         """Where the finger goes behind the handle (3,) [m] at this angle."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from robot_rl.envs.tasks.base import DEFAULT_CAMERAS, Task, TaskView
 from robot_rl.interfaces import Array, Placement
-from robot_rl.specs.scene import BodySpec, Geom, SceneSpec, SlideJoint
+from robot_rl.specs.scene import BodySpec, Geom, JointSensor, SceneSpec, SlideJoint
 
 TRAVEL_M = 0.15
 # The slot behind the handle plate, in the drawer's frame (origin: middle of the closed front).
@@ -52,7 +52,12 @@ class Drawer(Task):
             mass_kg=0.6,
             friction=0.3,
         )
-        return SceneSpec(bodies=(cabinet, drawer), cameras=DEFAULT_CAMERAS, markers=("goal",))
+        return SceneSpec(
+            bodies=(cabinet, drawer),
+            cameras=DEFAULT_CAMERAS,
+            markers=("goal",),
+            sensors=(JointSensor("drawer", "drawer_slide"),),
+        )
 
     def slot(self, opening_m: float) -> Array:
         """Where the finger goes behind the handle (3,) [m] at this opening."""

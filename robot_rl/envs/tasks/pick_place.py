@@ -11,6 +11,8 @@ from robot_rl.interfaces import Array, Placement
 from robot_rl.specs.scene import BodySpec, Geom, SceneSpec
 
 CUBE_M = 0.03
+# Further out [m] than any goal needs it.
+_REACH_M = (0.18, 0.22)
 _UPRIGHT = np.array([0.0, 0.0, 0.0, 1.0])
 
 
@@ -64,6 +66,12 @@ class PickPlace(Task):
         return np.concatenate(
             [cube.position_m, cube.velocity_m_s, cube.position_m - view.tool_m]
         )
+
+    def astray(self, view: TaskView) -> str | None:
+        x, y, _ = view.body("cube").position_m
+        if abs(x) > _REACH_M[0] or abs(y) > _REACH_M[1]:
+            return f"the cube is at ({x:.3f}, {y:.3f}) m, soon out of the arm's reach"
+        return None
 
     def markers(self, goal: Array) -> dict[str, Array]:
         return {"goal": np.asarray(goal, dtype=np.float64)}

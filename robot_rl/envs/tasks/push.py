@@ -12,6 +12,11 @@ from robot_rl.specs.scene import BodySpec, Geom, SceneSpec
 
 PUCK_DIAMETER_M = 0.07
 PUCK_HEIGHT_M = 0.04
+# Further out [m] than any goal needs it; the tool still gets behind it there.
+_REACH_M = (0.165, 0.2)
+_UPRIGHT_COS = 0.97
+# The tool's middle over the puck, so low that the fingers reach it: it would tip over.
+_OVER_M, _ON_TOP_M = 0.04, 0.056
 _UPRIGHT = np.array([0.0, 0.0, 0.0, 1.0])
 
 
@@ -65,6 +70,19 @@ class Push(Task):
         out[3:5] = puck.velocity_m_s[:2]
         out[5:] = puck.position_m[:2] - view.tool_m[:2]
         return out
+
+    def astray(self, view: TaskView) -> str | None:
+        puck = view.body("puck")
+        x, y = puck.position_m[:2]
+        if abs(x) > _REACH_M[0] or abs(y) > _REACH_M[1]:
+            return f"the puck is at ({x:.3f}, {y:.3f}) m, soon out of the arm's reach"
+        qx, qy = puck.quat_xyzw[:2]
+        if abs(1.0 - 2.0 * float(qx * qx + qy * qy)) < _UPRIGHT_COS:
+            return f"the puck tips over at ({x:.3f}, {y:.3f}) m"
+        off = float(np.linalg.norm(view.tool_m[:2] - puck.position_m[:2]))
+        if off < _OVER_M and view.tool_m[2] < _ON_TOP_M:
+            return f"the tool presses on the puck at ({x:.3f}, {y:.3f}) m"
+        return None
 
     def markers(self, goal: Array) -> dict[str, Array]:
         return {"goal": np.array([goal[0], goal[1], 0.005])}
