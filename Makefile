@@ -26,7 +26,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SAY := @echo "robot_rl:"
 
 DEMO_EXTRAS := sim,report,external,data
-TEST_EXTRAS := sim,report,external,data,ros,link,test,lint
+TEST_EXTRAS := sim,report,external,data,ros,link,cameras,franka,teleop,sensors,test,lint
 BENCH_EXTRAS := sim,external,data,bench
 
 .PHONY: help demo test test-slow lint format bench bench-data bench-learning doctor setup clean

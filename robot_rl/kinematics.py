@@ -145,6 +145,20 @@ class Kinematics:
             frame = np.dot(frame, local[i], out=local[i])  # type: ignore[call-overload]
         return local
 
+    def frames(self, q_rad: Array) -> tuple[Array, Array]:
+        """Frames (n, k, 4, 4) of the links after each joint at k postures (k, n) [rad], and the
+        poses (k, 4, 4) of the TCP, in the base frame."""
+        count = len(q_rad)
+        cos = np.cos(q_rad).T[:, :, None]
+        sin = np.sin(q_rad).T[:, :, None]
+        frames = np.empty((self.n_joints, count, 4, 4))
+        frames[:] = self._origins[:, None]
+        frames[..., 0] = self._column_x[:, None] * cos + self._column_y[:, None] * sin
+        frames[..., 1] = self._column_y[:, None] * cos - self._column_x[:, None] * sin
+        for i in range(1, self.n_joints):
+            frames[i] = frames[i - 1] @ frames[i]
+        return frames, frames[-1] @ self._tool
+
     def forward(self, q_rad: ArrayLike) -> Array:
         """Pose (4, 4) of the TCP in the base frame for joint angles (n,) [rad]."""
         pose: Array = self.joint_frames(q_rad)[-1] @ self._tool

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from robot_rl.data import DatasetInfo, DatasetWriter, Episode
-from robot_rl.interfaces import Array, JointSetpoints, JointState
-from robot_rl.safety import SafetyConfig, SafetyFilter
+from robot_rl.errors import LateCommandError, SafetyError, StaleDataError
+from robot_rl.interfaces import ArmStatus, Array, JointSetpoints, JointState
+from robot_rl.safety import Executed, Latch, SafetyConfig, SafetyFilter
 from robot_rl.specs import load_robot
 
 
@@ -24,29 +25,76 @@ def one_thread() -> Iterator[None]:
     yield
 
 
-class JumpArm:
-    """An arm without dynamics: it is at the last set-point as soon as it is told of it.
+class RowArm:
+    """An arm without dynamics: it is at the row that it sent last.
 
-    ``stuck`` keeps it where it is; ``sent`` is every command that it received.
+    ``advance`` sends rows, as its clock does when time passes. ``rows`` is every row that was sent
+    and ``commands`` every command that was taken. ``stuck`` keeps the arm where it is, ``late`` is
+    how many commands come too late, ``age_s`` how old its state is, ``fault`` what it reports.
     """
 
-    def __init__(self, robot: str = "panda") -> None:
-        self.spec = load_robot(robot)
+    def __init__(self, robot: str = "panda", period_s: float = 0.01, lead_rows: int = 0) -> None:
+        self.spec, self.period_s, self.lead_rows = load_robot(robot), period_s, lead_rows
         self.position_rad = np.array(self.spec.home_rad)
         self.velocity_rad_s = np.zeros(len(self.spec.joints))
-        self.sent: list[JointSetpoints] = []
+        self.commands: list[JointSetpoints] = []
+        self.rows: list[Array] = []
+        self.queue: list[Array] = []
         self.stuck = False
+        self.late = 0
+        self.age_s = 0.0
+        self.now_s = 0.0
+        self.fault: str | None = None
+        self.recovered = 0
+
+    def put(self, position_rad: Array) -> None:
+        """Be at rest elsewhere, with nothing to send."""
+        self.position_rad = np.array(position_rad)
+        self.velocity_rad_s = np.zeros(len(self.spec.joints))
+        self.queue = []
+
+    def advance(self, count: int) -> None:
+        """So many periods pass."""
+        for _ in range(count):
+            before = self.rows[-1] if self.rows else self.position_rad
+            if self.queue:
+                self.rows.append(self.queue.pop(0))
+                before, after = before, self.rows[-1]
+            else:
+                after = before
+            if not self.stuck:
+                self.velocity_rad_s = (after - before) / self.period_s
+                self.position_rad = self.rows[-1].copy() if self.rows else self.position_rad
 
     def state(self, max_age_s: float) -> JointState:
-        return JointState(self.position_rad.copy(), self.velocity_rad_s.copy(), 0.0)
+        if self.age_s > max_age_s:
+            raise StaleDataError(f"the state is {self.age_s} s old, older than {max_age_s} s")
+        return JointState(self.position_rad.copy(), self.velocity_rad_s.copy(),
+                          self.now_s - self.age_s)
+
+    def sent(self) -> int:
+        return len(self.rows)
 
     def command(self, setpoints: JointSetpoints) -> JointSetpoints:
-        self.sent.append(
-            JointSetpoints(np.array(setpoints.position_rad), setpoints.period_s)
-        )
-        if not self.stuck:
-            self.position_rad = np.array(setpoints.position_rad[-1])
+        if self.fault is not None:
+            raise SafetyError(f"no commands: {self.fault}")
+        keep = setpoints.at - len(self.rows)
+        if self.late or keep < 0:
+            self.late -= 1
+            raise LateCommandError(f"row {setpoints.at} is gone, {len(self.rows)} were sent")
+        assert keep <= len(self.queue), "a gap between the rows"
+        assert setpoints.period_s == self.period_s
+        self.queue = [*self.queue[:keep], *np.array(setpoints.position_rad)]
+        self.commands.append(setpoints)
         return setpoints
+
+    def status(self) -> ArmStatus:
+        return ArmStatus(self.fault is None, self.fault)
+
+    def recover(self) -> None:
+        self.recovered += 1
+        self.queue = [] if self.fault is not None else self.queue
+        self.fault = None
 
 
 class JumpGripper:
@@ -63,17 +111,19 @@ class JumpGripper:
         return opening
 
 
-class StillClock:
-    """A clock that jumps."""
+class RowClock:
+    """Time that passes when it is told to, for an arm as well."""
 
-    def __init__(self) -> None:
+    def __init__(self, arm: RowArm) -> None:
         self.time_s = 0.0
+        self._arm = arm
 
     def now_s(self) -> float:
         return self.time_s
 
     def sleep_until(self, time_s: float) -> None:
-        self.time_s = time_s
+        self._arm.advance(round((time_s - self.time_s) / self._arm.period_s))
+        self.time_s = self._arm.now_s = time_s
 
 
 class Bench:
@@ -84,14 +134,32 @@ class Bench:
         robot: str = "panda",
         tool_m: tuple[float, float, float] = (0.0, 0.0, 0.15),
         config: SafetyConfig | None = None,
+        *,
+        period_s: float = 0.01,
+        lead_rows: int = 0,
+        force: object = None,
+        latch: Latch | None = None,
     ) -> None:
-        self.arm, self.gripper, self.clock = JumpArm(robot), JumpGripper(), StillClock()
-        self.safety = SafetyFilter(self.arm, self.gripper, self.clock, config)
-        self.put(tool_m)
+        self.arm, self.gripper = RowArm(robot, period_s, lead_rows), JumpGripper()
+        self.clock = RowClock(self.arm)
+        self.safety = SafetyFilter(self.arm, self.gripper, self.clock, config,
+                                   force=force, latch=latch)
+        self.put(self.safety.posture(tool_m))
 
-    def put(self, tool_m: tuple[float, float, float]) -> None:
-        self.arm.position_rad = self.safety.posture(tool_m)
-        self.safety.sync()
+    def put(self, posture_rad: Array) -> None:
+        """The arm is at rest at these joint angles, and the filter knows."""
+        self.arm.put(posture_rad)
+        self.safety.sync(placed=True)
+
+    def wait(self, time_s: float) -> None:
+        self.clock.sleep_until(self.clock.time_s + time_s)
+
+    def step(self, delta_m: object, turn_rad: float = 0.0, period_s: float = 0.1) -> Executed:
+        """One control period, as an environment does it."""
+        self.safety.measure()
+        done = self.safety.move(delta_m, turn_rad, period_s)
+        self.wait(period_s)
+        return done
 
     def tool(self, q_rad: Array | None = None) -> Array:
         """The tool (3,) [m] in the workspace frame at these joint angles, or as the arm is."""

@@ -133,6 +133,9 @@ def _info_text(values: dict[str, Any]) -> str:
             rows.append((key, f"{mean:.4g}{unit} on average, {low:.4g} to {high:.4g}"))
     if values["ended"]:
         rows.append(("ended", ", ".join(f"{n:,} {how}" for how, n in values["ended"].items())))
+    if values["apart"]:
+        rows.append(("kept apart", ", ".join(f"{n:,} {how}" for how, n in values["apart"].items())
+                     + f", in {values['path']}/rejected"))
     if values["intervention_share"] is not None:
         rows.append(("interventions", f"{values['intervention_share']:.1%} of steps"))
     for key in ("task", "robot"):

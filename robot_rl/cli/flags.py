@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -69,6 +70,54 @@ def read_flags(
         for field in dataclasses.fields(config)
         if _dest(prefix, field.name) in given
     }
+
+
+def add_rig_flags(parser: argparse.ArgumentParser) -> None:
+    """``--rig KEY=VALUE`` and ``--camera NAME=SOURCE``, each as often as wanted: how hardware is
+    reached. See :func:`rig_options` and :func:`camera_sources`."""
+    group = parser.add_argument_group("hardware")
+    group.add_argument(
+        "--rig", metavar="KEY=VALUE", action="append", default=[],
+        help="how the arm is reached, repeatable: master_uri=http://sawyer.local:11311, "
+        "robot_ip=172.16.0.2, namespace=right, ...; a backend refuses keys it does not know",
+    )
+    group.add_argument(
+        "--camera", metavar="NAME=SOURCE", action="append", default=[],
+        help="a camera and where its images come from, repeatable: front=opencv:0, "
+        "wrist=realsense:SERIAL, side=ros1:/camera/image_raw, top=ros2:/camera/image_raw",
+    )
+
+
+def rig_options(args: argparse.Namespace) -> dict[str, str]:
+    """What ``--rig`` gave, by key.
+
+    Raises:
+        InvalidInputError: a word is not KEY=VALUE, or a key came twice.
+    """
+    return _named(getattr(args, "rig", []), "--rig", "KEY=VALUE")
+
+
+def camera_sources(args: argparse.Namespace) -> dict[str, str]:
+    """What ``--camera`` gave: sources by the camera's name.
+
+    Raises:
+        InvalidInputError: a word is not NAME=SOURCE, or a name came twice.
+    """
+    return _named(getattr(args, "camera", []), "--camera", "NAME=SOURCE")
+
+
+def _named(words: Iterable[str], flag: str, form: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (equals and value and re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)):
+            raise InvalidInputError(
+                f"{flag} {word!r} should be {form}, the first a word of letters, digits and _"
+            )
+        if name in found:
+            raise InvalidInputError(f"{flag}: {name!r} is given twice")
+        found[name] = value
+    return found
 
 
 def _dest(prefix: str, name: str) -> str:

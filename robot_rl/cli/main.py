@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from robot_rl.cli import commands, data
+from robot_rl.cli import camera, classifier, commands, data, record, robot, sim, teleop
 from robot_rl.cli.commands import Command
 from robot_rl.cli.flags import Parser
 from robot_rl.errors import InvalidInputError, RobotRLError
@@ -33,7 +33,8 @@ Every command takes --help and --json. Errors are one line on standard error; th
 2 for bad input or what is missing here, 1 for another failure, 130 when stopped by the user.
 """
 
-COMMANDS = (*commands.COMMANDS, data.COMMAND)
+COMMANDS = (*commands.COMMANDS, data.COMMAND, robot.COMMAND, teleop.COMMAND, record.COMMAND,
+            camera.COMMAND, classifier.COMMAND, sim.COMMAND)
 
 _UNUSABLE_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
                   errno.EROFS)

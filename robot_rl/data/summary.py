@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from robot_rl.data.apart import kept_apart
 from robot_rl.data.episode_file import LAYOUT_RECORD, read_records
 from robot_rl.data.episodes import (
     ACHIEVED,
@@ -219,6 +220,7 @@ def summarize(path: str | Path) -> dict[str, Any]:
         "success_any_rate": _mean([entry.success_any for entry in good]),
         "length": _spread([float(entry.steps) for entry in good]),
         "return": _spread([entry.total_reward for entry in good]),
+        "apart": kept_apart(source.path),
         "ended": dict(Counter(entry.ended for entry in good if entry.ended)),
         "frames": _frames(good),
         "intervention_share": _intervention_share(source, good),

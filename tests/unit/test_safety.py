@@ -18,51 +18,55 @@ ROBOTS = ("fr3", "panda", "sawyer")
 PERIOD_S = 0.1
 
 
-def face_excess(bench, q_rad) -> float:
-    """How far [m] the tool is outside the box at these joint angles; negative inside."""
-    tool = bench.tool(q_rad)
-    low, high = bench.safety.config.box_min_m, bench.safety.config.box_max_m
-    return float(np.maximum(np.array(low) - tool, tool - np.array(high)).max())
+def envelope(spec, q_rad, velocity_rad_s) -> np.ndarray:
+    """The maker's velocity limits (k, n) at angles (k, n), for motion with these signs."""
+    limits = np.broadcast_to(spec.limits("velocity_rad_s"), q_rad.shape)
+    if spec.joints[0].velocity_envelope_offset is None:
+        return limits
+    left = np.where(velocity_rad_s > 0, spec.limits("upper_rad") - q_rad,
+                    q_rad - spec.limits("lower_rad"))
+    braking = np.sqrt(2.0 * spec.limits("velocity_envelope_deceleration") * np.maximum(left, 0.0))
+    return np.minimum(limits, np.maximum(0.0, braking - spec.limits("velocity_envelope_offset")))
 
 
-def envelope(spec, q_rad, velocity_rad_s) -> list[float]:
-    """The maker's velocity limits at these angles, for motion in this direction, joint by joint."""
-    limits = []
-    for joint, q, v in zip(spec.joints, q_rad, velocity_rad_s, strict=True):
-        if joint.velocity_envelope_offset is None:
-            limits.append(joint.velocity_rad_s)
-            continue
-        left = max(joint.upper_rad - q if v > 0 else q - joint.lower_rad, 0.0)
-        braking = np.sqrt(2.0 * joint.velocity_envelope_deceleration * left)
-        limits.append(min(joint.velocity_rad_s, max(0.0, braking - joint.velocity_envelope_offset)))
-    return limits
+def check_rows(bench, start_rad) -> None:
+    """Every row that the arm sent, and those it would still send, against the maker's limits."""
+    spec, config, period = bench.arm.spec, bench.safety.config, bench.arm.period_s
+    rows = np.array([start_rad] * 3 + bench.arm.rows + bench.arm.queue)
+    lower, upper = spec.limits("lower_rad"), spec.limits("upper_rad")
+    assert (rows >= lower + config.joint_margin_rad).all()
+    assert (rows <= upper - config.joint_margin_rad).all()
+    velocity = np.diff(rows, axis=0) / period
+    assert (np.abs(velocity) <= config.velocity_fraction * envelope(spec, rows[1:], velocity)).all()
+    acceleration = np.diff(velocity, axis=0) / period
+    allowed = config.acceleration_fraction * spec.limits("acceleration_rad_s2")
+    assert (np.abs(acceleration) <= allowed).all()
+    jerk = np.abs(np.diff(acceleration, axis=0) / period)
+    assert (jerk <= config.jerk_fraction * spec.limits("jerk_rad_s3")).all()
+    assert (jerk <= allowed / config.ramp_s).all()
+    poses = np.array([bench.safety.kinematics.forward(q) for q in rows])
+    tool = poses[:, :3, 3] - np.array(spec.workspace_origin_m)
+    assert (tool >= config.box_min_m).all() and (tool <= config.box_max_m).all()
+    speed = np.linalg.norm(np.diff(tool, axis=0), axis=1) / period
+    assert speed.max() <= config.max_speed_m_s
+    assert np.arccos(np.clip(-poses[:, 2, 2], -1, 1)).max() <= config.max_tilt_rad
+    if spec.cartesian is not None:
+        pull = np.linalg.norm(np.diff(tool, 2, axis=0), axis=1) / period**2
+        assert pull.max() <= spec.cartesian.acceleration_m_s2
+    turned = poses[:-1, :3, :3].swapaxes(1, 2) @ poses[1:, :3, :3]
+    cosine = np.clip(0.5 * (np.trace(turned, axis1=1, axis2=2) - 1.0), -1.0, 1.0)
+    most = 2.5 if spec.cartesian is None else spec.cartesian.angular_velocity_rad_s
+    assert np.arccos(cosine).max() / period <= most + 1e-4
 
 
 def drive(bench, moves) -> None:
-    """Send the moves and check every set-point that reaches the arm."""
-    kinematics = bench.safety.kinematics
-    fastest = bench.safety.config.velocity_fraction * bench.arm.spec.limits("velocity_rad_s")
-    speed = bench.safety.config.max_speed_m_s
+    """Send the moves, one each control period, and check every row that reaches the arm."""
+    start = bench.arm.position_rad.copy()
     for delta, turn in moves:
-        before, tool = bench.arm.position_rad.copy(), bench.safety.setpoint_tool_m
-        bench.arm.sent.clear()
-        bench.safety.measure()
-        bench.safety.move(delta, turn, PERIOD_S)
-        (sent,) = bench.arm.sent
-        path = np.concatenate([before[None], sent.position_rad])
-        for q in sent.position_rad:
-            assert (q >= kinematics.lower_rad).all() and (q <= kinematics.upper_rad).all()
-            # A straight line in joint angles bends in space by less than this.
-            assert face_excess(bench, q) < 2e-3
-        assert (np.abs(np.diff(path, axis=0)) <= fastest * sent.period_s + 1e-12).all()
-        velocities = np.diff(path, axis=0) / sent.period_s
-        for at, velocity in zip((*path[:-1], *path[1:]), (*velocities, *velocities), strict=True):
-            limits = np.array(envelope(bench.arm.spec, at, velocity))
-            assert (np.abs(velocity) <= limits + 1e-5).all()
-        assert np.linalg.norm(bench.safety.setpoint_tool_m - tool) <= speed * PERIOD_S + 0.015
-        assert np.linalg.norm(bench.safety.setpoint_tool_m - bench.tool()) < 0.015
-        down = kinematics.forward(bench.arm.position_rad)[:3, 2]
-        assert np.arccos(np.clip(-down[2], -1, 1)) < 0.101, "the tool no longer points down"
+        bench.step(delta, turn)
+        assert np.linalg.norm(bench.safety.setpoint_tool_m - bench.tool()) < 0.11
+    assert bench.safety.held is None
+    check_rows(bench, start)
 
 
 # -- refusals -----------------------------------------------------------------------------------
@@ -95,7 +99,7 @@ def test_a_command_that_is_no_number_is_refused_and_nothing_is_sent(
     tool = at.safety.setpoint_tool_m
     with pytest.raises(SafetyError, match=message):
         at.safety.move(delta, turn, duration)
-    assert at.arm.sent == []
+    assert at.arm.commands == []
     assert at.safety.counters.refused == 1 and at.safety.counters.commands == 0
     assert np.array_equal(at.safety.setpoint_tool_m, tool)
 
@@ -125,7 +129,7 @@ def test_the_callers_array_is_not_written_to(bench):
 def test_an_arm_that_reports_no_number_is_not_believed(bench):
     at = bench()
     at.arm.position_rad[3] = np.nan
-    for ask in (at.safety.measure, at.safety.sync, at.safety.reset):
+    for ask in (at.safety.sync, at.safety.reset, at.safety.measure):
         with pytest.raises(SafetyError, match=r"(?s)the arm reports joint angles .*nan.*finite"):
             ask()
     assert np.isfinite(at.safety.setpoint_rad).all()
@@ -135,15 +139,30 @@ def test_an_arm_that_reports_no_number_is_not_believed(bench):
 
 
 @pytest.mark.parametrize("robot", ROBOTS)
-def test_a_small_step_inside_the_box_is_sent_as_asked(bench, robot):
+def test_a_small_step_inside_the_box_is_done_as_asked(bench, robot):
     at = bench(robot)
-    done = at.safety.move([0.01, -0.02, 0.005], 0.0, PERIOD_S)
+    done = at.step([0.01, -0.02, 0.005])
     assert not done.limited
     np.testing.assert_allclose(done.delta_m, [0.01, -0.02, 0.005], atol=1e-12)
+    (sent,) = at.arm.commands
+    assert sent.period_s == at.arm.period_s and sent.at == 0
+    at.wait(0.05)
+    at.safety.rest()
+    at.wait(0.5)
     np.testing.assert_allclose(at.tool(), [0.01, -0.02, 0.155], atol=1e-3)
-    (sent,) = at.arm.sent
-    assert len(sent.position_rad) == at.safety.config.setpoints_per_command
-    assert sent.period_s == pytest.approx(PERIOD_S / len(sent.position_rad))
+    assert at.safety.counters.commands == 1 and at.safety.counters.limited == 0
+
+
+@pytest.mark.parametrize("robot", ROBOTS)
+@pytest.mark.parametrize("control_hz", [5.0, 10.0, 20.0])
+def test_a_steady_command_becomes_a_steady_motion(bench, robot, control_hz):
+    at = bench(robot, (-0.2, 0.0, 0.15))
+    speeds = []
+    for _ in range(round(1.2 * control_hz)):
+        at.step([0.2 / control_hz, 0.0, 0.0], 0.0, 1.0 / control_hz)
+        speeds.append(at.safety.measure()[1][0])
+    assert min(speeds[-4:]) > 0.16 and max(speeds[-4:]) < 0.24, speeds
+    assert abs(at.safety.setpoint_tool_m[0] - at.tool()[0]) < 0.045
 
 
 def test_too_long_a_step_keeps_its_direction(bench):
@@ -174,12 +193,11 @@ def test_a_step_out_of_the_box_ends_at_its_face(bench, axis, sign):
     delta = np.zeros(3)
     delta[axis] = sign * 0.03
     for _ in range(8):
-        at.safety.measure()
-        done = at.safety.move(delta, 0.0, PERIOD_S)
+        done = at.step(delta)
     assert done.limited
     assert np.abs(done.delta_m).max() < 1e-9
-    assert at.safety.setpoint_tool_m[axis] == pytest.approx(face, abs=1e-12)
-    assert at.tool()[axis] == pytest.approx(face, abs=1e-3)
+    assert at.safety.setpoint_tool_m[axis] == pytest.approx(face - sign * 0.003, abs=1e-12)
+    assert at.tool()[axis] == pytest.approx(face - sign * 0.003, abs=1e-3)
 
 
 @pytest.mark.parametrize("robot", ROBOTS)
@@ -225,9 +243,8 @@ def test_the_arm_comes_back_from_every_corner(bench, robot, corner):
     at = bench(robot)
     drive(at, [(0.04 * np.array(corner), 0.0)] * 40)
     for _ in range(60):
-        at.safety.measure()
         way = np.array([0.0, 0.0, 0.15]) - at.safety.setpoint_tool_m
-        drive(at, [(np.clip(way, -0.02, 0.02), 0.0)])
+        at.step(np.clip(way, -0.02, 0.02))
     np.testing.assert_allclose(at.tool(), [0.0, 0.0, 0.15], atol=2e-3)
 
 
