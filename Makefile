@@ -29,7 +29,7 @@ DEMO_EXTRAS := sim,report,external,data
 TEST_EXTRAS := sim,report,external,data,ros,link,cameras,franka,teleop,sensors,test,lint
 BENCH_EXTRAS := sim,external,data,bench
 
-.PHONY: help demo test test-slow lint format bench bench-data bench-learning doctor setup clean
+.PHONY: help demo test test-slow lint format bench bench-data bench-safety bench-learning doctor setup clean
 
 help:  ## show this list
 	@echo "make <target>; each one installs what it needs into $(VENV) first"
@@ -58,6 +58,10 @@ bench: $(VENV)/.stamp-bench  ## measure speed and parity on this machine (minute
 
 bench-data: $(VENV)/.stamp-test  ## kill, cut and mutate: is recorded data safe (a quarter of an hour)
 	$(BIN)/python benchmarks/durability.py
+
+bench-safety: $(VENV)/.stamp-test  ## a storm of commands on the safety filter, then its mutants (an hour)
+	$(BIN)/python benchmarks/filter_storm.py --out benchmarks/results/filter_storm.json
+	$(BIN)/python benchmarks/mutation.py --out benchmarks/results/mutation.json
 
 bench-learning: $(VENV)/.stamp-demo  ## learning results over three seeds, both engines (an hour)
 	$(BIN)/python benchmarks/scripted_success.py

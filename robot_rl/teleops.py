@@ -46,6 +46,7 @@ def make_teleop(name: str, env: RobotEnv, **options: Any) -> Teleop:
     return _load(name)(env, options)
 
 
+STOPPED = "the operator stopped the arm"
 EVENTS = ("accept", "reject", "stop", "rearm", "quit")
 
 
@@ -93,10 +94,26 @@ class Operator:
             return taken
 
     def watch(self) -> str | None:
-        """Why the operator wants the arm held, or None; a watch of the safety filter."""
-        with self._lock:
+        """Why the operator wants the arm held, or None; a watch of the safety filter.
+
+        Each stop is said once: what releases the arm may not be this device. A device that is gone
+        is said again and again.
+        """
+        # The filter asks with its own lock held, which a device may be waiting for: never wait.
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
             self._collect()
-            return self._stop
+            stop, self._stop = self._stop, None
+            return self.problem or stop
+        finally:
+            self._lock.release()
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with the device, or None."""
+        found: str | None = getattr(self.teleop, "problem", None)
+        return found
 
     def release(self) -> None:
         """A stop was dealt with: the operator re-arms.
@@ -105,9 +122,8 @@ class Operator:
             InvalidInputError: the device is still gone.
         """
         with self._lock:
-            problem = getattr(self.teleop, "problem", None)
-            if problem is not None:
-                raise InvalidInputError(f"{problem}; bring it back first")
+            if self.problem is not None:
+                raise InvalidInputError(f"{self.problem}; bring it back first")
             self._stop = None
 
     def tell(self, what: str, *values: Any) -> None:
@@ -133,8 +149,7 @@ class Operator:
                 raise unknown_name("event of the device", event, EVENTS)
             self._events.append(event)
             if event == "stop":
-                problem = getattr(self.teleop, "problem", None)
-                self._stop = self._stop or problem or "the operator stopped the arm"
+                self._stop = self.problem or STOPPED
 
 
 def _close(teleop: Teleop) -> None:

@@ -59,6 +59,27 @@ install_packages() {
         die "apt-get could not install: $*"
 }
 
+# Packages that one part of the project can do without: what cannot be had is only told of.
+install_optional() {
+    local what="$1" found=() package
+    shift
+    [ "${SKIP_SYSTEM:-0}" != 1 ] || return 0
+    if [ "$updated" = no ]; then
+        as_root apt-get update -qq >&2 && updated=yes || true
+    fi
+    for package in "$@"; do
+        if apt-cache policy "$package" 2>/dev/null | grep -q 'Candidate: [0-9]'; then
+            found+=("$package")
+        fi
+    done
+    if [ "${#found[@]}" -eq "$#" ]; then
+        say "installing system packages: ${found[*]}"
+        as_root env DEBIAN_FRONTEND=noninteractive \
+            apt-get install -y -qq --no-install-recommends "${found[@]}" >&2 && return 0
+    fi
+    say "left out: $what. To have it: apt-get install $*"
+}
+
 have_apt() { command -v apt-get >/dev/null && command -v dpkg-query >/dev/null; }
 
 # 1. A Python.
@@ -99,6 +120,17 @@ if have_apt; then
     fi
     if [ "${#missing[@]}" -gt 0 ]; then
         install_packages "${missing[@]}"
+    fi
+    # ROS 1's client, for a Sawyer. It is there for the distribution's own version of Python only.
+    if [ -d "/usr/lib/python$version" ]; then
+        missing=()
+        for package in python3-rospy python3-rosmaster python3-genpy python3-std-msgs \
+            python3-sensor-msgs python3-geometry-msgs; do
+            installed "$package" || missing+=("$package")
+        done
+        if [ "${#missing[@]}" -gt 0 ]; then
+            install_optional "ROS 1 (backend ros1, for a Sawyer)" "${missing[@]}"
+        fi
     fi
 else
     say "no apt-get here: EGL and OpenGL libraries (libEGL.so.1, libGL.so.1) are up to you"

@@ -5,7 +5,9 @@ Shared by the drivers of arms that take joint set-points; it knows no robot and 
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -55,10 +57,10 @@ class StreamStats:
 class SetpointStreamer:
     """Sends rows of set-points through ``send``, one every ``period_s`` on the monotonic clock.
 
-    A thread of its own does the sending. A row that comes late moves those behind it back. Later
-    than ``max_gap_s`` (3 periods by default; the process was stopped, the machine hung) the robot
-    may have given up by itself: then what was left to send is dropped and :attr:`fault` says so
-    until :meth:`clear`.
+    A thread of its own does the sending, with real-time priority where that is allowed. A row
+    that comes late moves those behind it back. Later than ``max_gap_s`` (3 periods by default; the
+    process was stopped, the machine hung) the robot may have given up by itself: then what was
+    left to send is dropped and :attr:`fault` says so until :meth:`clear`.
 
     After the last row the arm is to stay: with ``repeat`` that row is sent again every period,
     for arms that otherwise take the sender for dead. Repeats do not count in :meth:`sent`, and
@@ -184,6 +186,7 @@ class SetpointStreamer:
     # -- the beat -----------------------------------------------------------------------------
 
     def _run(self) -> None:
+        _before_others()
         due_s = time.monotonic()
         while True:
             with self._wake:
@@ -285,3 +288,11 @@ class SetpointStreamer:
             before = np.concatenate([start_rad[None], rows[:-1, 0]])
             rows[:, 1] = (rows[:, 0] - before) / self.period_s
             rows[-1, 1] = 0.0
+
+
+def _before_others() -> None:
+    """Let this thread run before those of other programs, where the system lets it (root, or a
+    user with an rtprio limit)."""
+    if hasattr(os, "sched_setscheduler"):
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))

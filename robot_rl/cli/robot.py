@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ from robot_rl.errors import (
     MissingDependencyError,
     RobotRLError,
     SafetyError,
+    StaleDataError,
     unknown_name,
 )
 from robot_rl.interfaces import Array, Placement, Rig, RigRequest
@@ -36,6 +37,8 @@ from robot_rl.specs import list_robots, load_robot
 _LONGEST_JOG_M = 0.1
 _LONGEST_JOG_RAD = 0.5
 _LONGEST_STOP_S = 3.0
+# How near a jog ends, besides a quarter of its way: what the motions themselves call near.
+_NEAR = {"m": 0.003, "rad": 0.03}
 _SIMULATED_START_M = (0.0, 0.0, 0.12)
 _WORD = "rearm"
 _TURNS = ("yaw",)
@@ -105,6 +108,20 @@ def _come_to_rest(rig: Rig) -> None:
     while rig.arm.sent() > sent and rig.clock.now_s() < end:
         sent = rig.arm.sent()
         rig.clock.sleep_until(rig.clock.now_s() + 5.0 * rig.arm.period_s)
+
+
+def _refusable(run: Callable[[argparse.Namespace], Outcome]) -> (
+    Callable[[argparse.Namespace], Outcome]
+):
+    """An arm that is held, or whose state is too old, is a failure rather than bad input."""
+
+    def guarded_run(args: argparse.Namespace) -> Outcome:
+        try:
+            return run(args)
+        except (SafetyError, StaleDataError) as error:
+            return Outcome({"arrived": False, "why": str(error)}, f"refused: {error}", 1)
+
+    return guarded_run
 
 
 def _numbers(values: Array) -> list[float]:
@@ -212,7 +229,7 @@ def _jog_run(args: argparse.Namespace) -> Outcome:
             f"{measured:+.4f} {unit}")
     if not arrival:
         text += f"\nit did not arrive: {arrival.why}"
-    reached = bool(arrival) and abs(measured - args.by) <= 0.25 * abs(args.by) + 0.003
+    reached = bool(arrival) and abs(measured - args.by) <= 0.25 * abs(args.by) + _NEAR[unit]
     if arrival and not reached:
         text += "\nthe safety filter shortened the way: the box, or a joint's limit, is there"
     values["reached"] = reached
@@ -346,7 +363,7 @@ COMMAND = Command(
         Command(
             "home", "lift the tool and bring the arm above the middle of the table",
             "Lift the tool straight up, then bring the joints to the posture above the middle of "
-            "the workspace.", _home_arguments, _home_run,
+            "the workspace.", _home_arguments, _refusable(_home_run),
             "example:\n  robot-rl robot home --robot panda --backend franky --rig "
             "robot_ip=172.16.0.2 --speed 0.1",
         ),
@@ -354,7 +371,7 @@ COMMAND = Command(
             "jog", "move along one axis, or one joint, a little",
             "Move the tool along an axis of the workspace, turn it, or move one joint; says what "
             "was asked,\nwhat the safety filter let through and what was measured.",
-            _jog_arguments, _jog_run,
+            _jog_arguments, _refusable(_jog_run),
             "examples:\n  robot-rl robot jog --axis z --by -0.02\n"
             "  robot-rl robot jog --axis j7 --by 0.1 --speed 0.1",
         ),

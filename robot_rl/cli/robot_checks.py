@@ -21,6 +21,7 @@ _AT_REST_RAD_S = 0.05
 _LEAN_RAD = 0.1
 _TOLERANCE_M = 0.01
 _CAMERA_AGE_S = 1.0
+_FORCE_PERIOD_S = 0.02
 _FIRST_DATA_S = 3.0
 """How long a rig that has just been connected may take until its first readings [s]."""
 
@@ -81,9 +82,9 @@ def _own_checks(rig: Rig) -> list[Check]:
     if checks is None:
         return []
     try:
-        return [Check(str(name), bool(ok), str(detail)) for name, ok, detail in checks()]
+        return [Check(f"robot: {name}", bool(ok), str(detail)) for name, ok, detail in checks()]
     except (RobotRLError, OSError) as error:
-        return [Check("driver", False, " ".join(str(error).split()))]
+        return [Check("robot", False, " ".join(str(error).split()))]
 
 
 def _wait(rig: Rig, time_s: float) -> None:
@@ -223,7 +224,7 @@ def _force(rig: Rig) -> Answer:
     for _ in range(options.samples):
         wrench = force.wrench(0.5)
         found.append(np.concatenate([wrench.force_n, wrench.torque_nm]))
-        _wait(rig, 0.02)
+        _wait(rig, _FORCE_PERIOD_S)
     values = np.array(found)
     mean, spread = values.mean(axis=0), np.ptp(values, axis=0)
     bias_n, spread_n = float(np.linalg.norm(mean[:3])), float(spread[:3].max())

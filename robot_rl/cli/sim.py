@@ -66,6 +66,7 @@ class FrankaOptions(SimRobotOptions):
     namespace: str = _help("namespace of its topics", "")
     arm_prefix: str = _help("what its joints' names begin with", "")
     domain_id: int = _help("DDS domain; -1 is that of ROS_DOMAIN_ID", -1)
+    network: str = _help("loopback, any, or an interface's name or address", "loopback")
     force_threshold_n: float = _help("force on the tool at which it stops itself [N]", 60.0)
     inactive: bool = _help("start with no controller active", False)
 
@@ -127,7 +128,7 @@ COMMAND = Command(
     actions=(
         Command(
             "franka", "a Panda or FR3 with the topics of franka_ros2 and CRISP on ROS 2",
-            "A simulated Franka: targets, states, controllers, reflexes, error recovery and gripper "
+            "A simulated Franka: targets, states, controllers, reflexes, recovery and gripper "
             "actions as franka_ros2 and CRISP have them on ROS 2, in real time; without ROS 2 over "
             "the built-in runtime. What a tracker, a sensor or a camera would say comes on "
             "/robot_rl/bodies, /robot_rl/joints, /robot_rl/sensors and /robot_rl/cameras.",

@@ -186,11 +186,12 @@ class Motion:
             float(np.linalg.norm(target - tool)) / speed_m_s,
             turn / self.safety.config.max_yaw_rate_rad_s,
         )
-        progress = _Progress(allowed, self.period_s)
+        progress = _Progress(allowed)
         trim = np.zeros(3)
         while True:
             before = tool
             tool, _ = self.towards(target + trim, speed_m_s, yaw)
+            progress.time_s += self.period_s
             off = target - tool
             error = float(np.linalg.norm(off))
             turn = abs(wrap_angle(yaw - self.yaw()))
@@ -280,10 +281,11 @@ class Motion:
         state = self.rig.arm.state(age)
         limits = self.safety.kinematics.spec.limits("velocity_rad_s")
         allowed = 5.0 + 3.0 * float((np.abs(target - state.position_rad) / limits).max()) / speed
-        progress = _Progress(allowed, self.period_s)
+        progress = _Progress(allowed)
         while True:
             self.safety.move_joints(target, self.period_s, speed)
             self._wait()
+            progress.time_s += self.period_s
             self.safety.measure()
             state = self.rig.arm.state(age)
             error = float(np.abs(target - state.position_rad).max())
@@ -353,16 +355,14 @@ class Motion:
 class _Progress:
     """Says when a motion is over that does not arrive."""
 
-    def __init__(self, allowed_s: float, period_s: float) -> None:
+    def __init__(self, allowed_s: float) -> None:
         self.time_s = 0.0
         self._allowed_s = allowed_s
-        self._period_s = period_s
         self._best = np.inf
         self._since_s = 0.0
 
     def over(self, left: float) -> str:
         """Why to give up with so much left, in units of what counts as progress; '' to go on."""
-        self.time_s += self._period_s
         if left < self._best - 1.0:
             self._best, self._since_s = left, self.time_s
         if self.time_s - self._since_s > _STALLED_S:

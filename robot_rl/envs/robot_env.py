@@ -94,7 +94,7 @@ class RobotEnv(gymnasium.Env[Any, Any]):
     ``resetter`` brings the world to its start where there is no simulated scene to place anew, or
     where the arm shall do it all the same; then an episode is truncated too when things are about
     to get out of the arm's reach, and ``info["astray"]`` says what. ``watchdog`` looks after the
-    arm between the steps and ends with the environment; without one every step begins with a look.
+    arm between the steps and ends with the environment; without one there is a look in every step.
 
     ``success`` says when the task is done in place of the distance to the goal: rewards are then 0
     while it says so and -1 otherwise. Rewards of other goals (:meth:`compute_reward`) are the
@@ -260,8 +260,6 @@ class RobotEnv(gymnasium.Env[Any, Any]):
             wanted = wanted + self._bias + self.randomization.action_noise * noise
             wanted = np.minimum(np.maximum(wanted, -1.0), 1.0)
 
-        if self._watchdog is None:
-            self.safety.watch()
         turn = wanted[3] * self._step_rad if self._has_yaw else 0.0
         sent = self.safety.move(wanted[:3] * self._step_m, turn, self.period_s)
         executed = wanted.copy()
@@ -278,6 +276,8 @@ class RobotEnv(gymnasium.Env[Any, Any]):
             self._tick_s = now_s
         self._tick_s += self.period_s
         self.rig.clock.sleep_until(self._tick_s)
+        if self._watchdog is None:
+            self.safety.watch()
         self._steps += 1
         observation, achieved = self._observe()
         info = self._info(achieved, executed, sent.limited)

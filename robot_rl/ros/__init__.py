@@ -1,1 +1,1 @@
-"""The one room that may import rclpy: runtime and nodes. Nothing in this version."""
+"""The one room that may import rclpy and rospy: what drivers and nodes talk to ROS with."""

@@ -22,8 +22,10 @@ from robot_rl.ros.ros1_messages import message_class
 
 DEFAULT_MASTER_URI = "http://localhost:11311"
 _POLL_S = 0.5
-_ANSWER_S = 1.0
+_ANSWER_S = 2.0
 """How long a master may take to answer a question [s]."""
+_MISSING_S = 3.0
+"""A master that refuses connections is gone at once, one that does not answer after this [s]."""
 
 _lock = threading.RLock()
 _open: dict[int, str] = {}
@@ -85,11 +87,13 @@ class Publisher:
 class Subscription:
     """A topic that this process listens to."""
 
-    def __init__(self, topic: str, kind: str, callback: Callable[[Any], None]) -> None:
+    def __init__(
+        self, topic: str, kind: str, callback: Callable[[Any], None], newest_only: bool
+    ) -> None:
         self.topic = topic
-        # The newest message counts: after a stall the backlog is thrown away.
         self._rospy_subscriber = import_rospy().Subscriber(
-            topic, message_class(kind), callback, queue_size=1, buff_size=2**22, tcp_nodelay=True
+            topic, message_class(kind), callback, queue_size=1 if newest_only else None,
+            buff_size=2**22, tcp_nodelay=True,
         )
 
     def close(self) -> None:
@@ -116,6 +120,7 @@ class Ros1Session:
         self._topics: dict[tuple[str, str], str] = {}
         self._handles: list[Publisher | Subscription] = []
         self._away_since_s: float | None = None
+        self._refused = False
         self._stop = threading.Event()
         _join(id(self), self.master_uri, name)
         self._rospy = import_rospy()
@@ -132,11 +137,20 @@ class Ros1Session:
         self._handles.append(publisher)
         return publisher
 
-    def subscribe(self, topic: str, kind: str, callback: Callable[[Any], None]) -> Subscription:
+    def subscribe(
+        self,
+        topic: str,
+        kind: str,
+        callback: Callable[[Any], None],
+        *,
+        newest_only: bool = True,
+    ) -> Subscription:
         """Call ``callback`` with each message of ``topic``, on a thread of rospy's. ``kind`` is as
-        in :meth:`publisher`, or as ROS 2 writes it: ``std_msgs/msg/Float64``."""
+        in :meth:`publisher`, or as ROS 2 writes it: ``std_msgs/msg/Float64``. Of messages that
+        piled up the last is taken alone, so that nothing old passes for new; commands, where each
+        one counts, say ``newest_only=False``."""
         kind = kind.replace("/msg/", "/")
-        subscription = Subscription(topic, kind, callback)
+        subscription = Subscription(topic, kind, callback, newest_only)
         self._topics["subscribe", topic] = kind
         self._handles.append(subscription)
         return subscription
@@ -158,7 +172,10 @@ class Ros1Session:
         since_s = self._away_since_s
         if since_s is None:
             return None
-        return f"{self._named()} has not answered for {time.monotonic() - since_s:.1f} s"
+        away_s = time.monotonic() - since_s
+        if not self._refused and away_s < _MISSING_S:
+            return None
+        return f"{self._named()} has not answered for {away_s:.1f} s"
 
     def close(self) -> None:
         """Withdraw the topics. The process stays a node until it ends."""
@@ -181,7 +198,8 @@ class Ros1Session:
         while not self._stop.wait(_POLL_S):
             try:
                 self._check()
-            except (OSError, xmlrpc.client.Error):
+            except (OSError, xmlrpc.client.Error) as error:
+                self._refused = isinstance(error, ConnectionError)
                 if self._away_since_s is None:
                     self._away_since_s = time.monotonic()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -15,6 +17,9 @@ from robot_rl.ros.ros1 import master_answers
 from robot_rl.ros.ros1_import import APT_PACKAGES
 
 _START_S = 20.0
+_PR_SET_PDEATHSIG = 1
+# Loaded here: between fork and exec as little as possible may happen.
+_LIBC = ctypes.CDLL(None)
 
 
 def free_port() -> int:
@@ -24,8 +29,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _end_with_parent() -> None:
+    """Ask Linux to end this process when the thread that made it ends, even if that is killed."""
+    if sys.platform == "linux":
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 class RosMaster:
-    """``rosmaster`` as a process of its own, on the loopback; a context manager.
+    """``rosmaster`` as a process of its own, on the loopback; a context manager. It ends with the
+    thread that started it.
 
     Raises:
         MissingDependencyError: it is not installed.
@@ -53,7 +65,7 @@ class RosMaster:
             env={**os.environ, "ROS_IP": "127.0.0.1", "ROS_MASTER_URI": self.uri,
                  "ROS_LOG_DIR": self._logs.name, "ROS_HOME": self._logs.name},
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            start_new_session=True, preexec_fn=_end_with_parent,
         )
         end_s = time.monotonic() + _START_S
         while not master_answers(self.uri):

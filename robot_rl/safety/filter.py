@@ -28,8 +28,8 @@ from robot_rl.safety.config import Executed, SafetyConfig, SafetyCounters
 from robot_rl.safety.latch import Latch
 from robot_rl.safety.planner import Aim, Found, Planner
 
-# How far inside its box and its range of yaw the tool's set-point stays: the way there bends.
-_FACE_M, _FACE_RAD = 0.003, 0.01
+# How far inside its range of yaw the tool's set-point stays.
+_FACE_RAD = 0.01
 # What is asked for is the same as what was done up to this.
 _ROUNDING = 1e-9
 # Set-points of the tool and of the joints that are further apart [m], [rad] are brought together:
@@ -81,6 +81,7 @@ class SafetyFilter:
         self._plan: Plan | None = None
         self._due: int | None = None
         self._q = np.asarray(arm.spec.home_rad, dtype=np.float64)
+        self._reached = np.eye(4)
         self._tool = np.zeros(3)
         self._yaw = 0.0
         self._measured_tool = np.zeros(3)
@@ -214,6 +215,7 @@ class SafetyFilter:
             "plan": self._plan,
             "due": self._due,
             "q_rad": self._q,
+            "reached": self._reached,
             "tool_m": self._tool,
             "yaw_rad": self._yaw,
             "measured_tool_m": self._measured_tool,
@@ -227,7 +229,8 @@ class SafetyFilter:
         the arm.
         """
         self._plan, self._due = state["plan"], state["due"]
-        self._q, self._tool, self._yaw = state["q_rad"], state["tool_m"], state["yaw_rad"]
+        self._q, self._reached = state["q_rad"], state["reached"]
+        self._tool, self._yaw = state["tool_m"], state["yaw_rad"]
         self._measured_tool = state["measured_tool_m"]
         counters = state["counters"]
         self.counters = replace(counters, reasons=dict(counters.reasons))
@@ -260,9 +263,11 @@ class SafetyFilter:
             turn = self._turn(asked, duration)
             off = math.hypot(*(target - self._tool - delta)) + abs(turn - asked)
             aim = Aim(self.planner.pose(target, self._yaw + turn),
-                      self.config.max_speed_m_s * duration, duration)
+                      self.config.max_speed_m_s * duration,
+                      self.config.max_yaw_rate_rad_s * duration, duration)
             found = self._send(
-                lambda plan, row: self.planner.to_tool(plan, row, self._q, aim), duration
+                lambda plan, row: self.planner.to_tool(plan, row, self._q, self._reached, aim),
+                duration,
             )
             done = self._arrange(found, target, turn)
             done.limited |= off > _ROUNDING
@@ -273,11 +278,10 @@ class SafetyFilter:
     def _target(self, delta: Array, duration: float) -> Array:
         """Where a step by ``delta`` (3,) [m] leads that keeps to speed, box and leash."""
         reach = self.config.max_speed_m_s * duration
-        low, high = self._low + _FACE_M, self._high - _FACE_M
         length = math.hypot(*delta)
         if length > reach:
             delta = delta * (reach / length)
-        target = np.minimum(np.maximum(self._tool + delta, low), high)
+        target = self.planner.inside(self._tool + delta)
         # From outside the box (pushed there by hand, say) the way back is no faster than any other.
         way = target - self._tool
         far = math.hypot(*way)
@@ -312,7 +316,8 @@ class SafetyFilter:
             turn = wrap_angle(yaw - self._yaw)
             limited = True
         done = Executed(target - self._tool, turn, limited)
-        self._q, self._tool, self._yaw = found.q_rad, target, self._yaw + turn
+        self._q, self._reached = found.q_rad, found.pose
+        self._tool, self._yaw = target, self._yaw + turn
         return done
 
     def move_joints(self, target_rad: ArrayLike, duration_s: float, speed: float = 0.2) -> bool:
@@ -419,8 +424,8 @@ class SafetyFilter:
     def _settle(self) -> None:
         """The set-point becomes where the present plan ends."""
         assert self._plan is not None
-        self._q = self._plan.rows[-1, 0]
-        self._tool, self._yaw = self.planner.tool(self._plan.poses[-1])
+        self._q, self._reached = self._plan.rows[-1, 0], self._plan.poses[-1]
+        self._tool, self._yaw = self.planner.tool(self._reached)
 
     # -- holds ------------------------------------------------------------------------------
 
@@ -470,8 +475,11 @@ class SafetyFilter:
             StaleDataError: the arm's state is older than ``max_state_age_s``; it stays held.
         """
         with self._lock:
-            if self._stopping() and self._arm.status().ready:
-                raise SafetyError("the arm is still coming to rest: rearm it when it is")
+            if self._stopping():
+                if self._arm.status().ready:
+                    raise SafetyError("the arm is still coming to rest: rearm it when it is")
+                # What an arm in error was still to be sent is gone.
+                self._plan = None
             self._arm.recover()
             state = self._state()
             if _moving(state):

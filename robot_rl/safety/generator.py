@@ -20,8 +20,10 @@ from ruckig import (
 
 from robot_rl.interfaces import Array
 
-# By how much of a row a motion is shorter than the rows it is given, so that it ends on the last.
-_SPARE_ROWS = 0.01
+# A joint that has next to nowhere to go may still be moved at this speed [rad/s].
+_LEAST_RAD_S = 0.02
+# Shorter ways [rad] are none, and so are smaller parts of the longest one.
+_LEAST_RAD, _LEAST_PART = 1e-9, 1e-3
 # A target that is reached within so long [s] after the rows that are asked for is gone to.
 _TAIL_S = 0.5
 
@@ -32,30 +34,38 @@ class Generator:
     def __init__(self, period_s: float, acceleration: Array, jerk: Array) -> None:
         n_joints = len(acceleration)
         self._period_s = period_s
+        self._limits = acceleration, jerk
+        self._ramp_s = acceleration / jerk
         self._tail = round(_TAIL_S / period_s)
         self._otg = Ruckig(n_joints)
         self._trajectory = Trajectory(n_joints)
         self._motion, self._stop = InputParameter(n_joints), InputParameter(n_joints)
-        for request in (self._motion, self._stop):
-            request.max_acceleration = acceleration
-            request.max_jerk = jerk
-            # In proportion where that can be, so that the tool's path is nearly straight.
-            request.synchronization = Synchronization.Phase
+        self._motion.synchronization = self._stop.synchronization = Synchronization.Phase
         self._stop.control_interface = ControlInterface.Velocity
+        self._stop.max_acceleration, self._stop.max_jerk = acceleration, jerk
 
     def towards(
-        self, state: Array, target_rad: Array, velocity_rad_s: Array, rows: int
+        self, state: Array, target_rad: Array, velocity_rad_s: Array, rows: int, keep_s: float
     ) -> Array | None:
         """Rows from ``state`` (3, n) towards ``target_rad`` (n,) within velocities (n,) [rad/s].
 
-        The target is reached after ``rows`` rows where the limits let that be, or soon afterwards.
-        To one that is further away the arm brakes after so many rows. At least ``rows + 1`` rows
-        come back, or None where no motion was found.
+        The arm takes a pace that it can keep for ``keep_s`` [s]. On the way to a target that is
+        far away it brakes after ``rows`` rows.
+        At least ``rows + 1`` rows come back, or None where no motion was found.
         """
         request = self._motion
         request.target_position = target_rad
-        request.max_velocity = velocity_rad_s
-        request.minimum_duration = (rows - _SPARE_ROWS) * self._period_s
+        way = np.abs(target_rad - state[0])
+        # At the pace p a joint goes p keep_s and then, while it brakes, p (p / acceleration +
+        # ramp_s) / 2. Were braking to begin any earlier, a run of commands would be stop and go.
+        keep = keep_s + 0.5 * self._ramp_s
+        time_s = 0.5 * (keep + np.sqrt(keep * keep + 2.0 * way / self._limits[0])).max()
+        limits = (np.minimum(velocity_rad_s, way / time_s + _LEAST_RAD_S), *self._limits)
+        if not state[1:].any():
+            # From rest all joints go in proportion: the way of the tool is nearly straight.
+            part = np.maximum(way / max(float(way.max()), _LEAST_RAD), _LEAST_PART)
+            limits = tuple(part * (limit / part).min() for limit in limits)
+        request.max_velocity, request.max_acceleration, request.max_jerk = limits
         try:
             count = self._solve(request, state)
             if count <= rows + self._tail:

@@ -9,7 +9,7 @@ import numpy as np
 
 from robot_rl.errors import InvalidInputError
 from robot_rl.interfaces import Array, JointSetpoints
-from robot_rl.kinematics import Kinematics
+from robot_rl.kinematics import Kinematics, rotation_vector
 from robot_rl.safety.checks import HISTORY, Checker, Plan
 from robot_rl.safety.config import SafetyConfig
 from robot_rl.safety.generator import Generator
@@ -19,10 +19,14 @@ from robot_rl.safety.generator import Generator
 _CATCH_UP_M = 0.01
 # Of the inverse kinematics; the second is tried where the first flings the tool.
 _DAMPING, _STRONG_DAMPING = 0.01, 0.1
+# How far inside its box the tool's set-point stays: the way there bends.
+_FACE_M = 0.003
 # What is tried of a command that cannot be carried out whole.
 _PARTS = (1.0, 0.5, 0.25)
 # Rows are made for a little less than the limits that they are checked against.
 _ROOM, _TOOL_ROOM = 1.0 - 1e-6, 0.95
+# A turn that lags further behind than this is held up by a joint's limit.
+_TURN_LAG_RAD = 0.03
 # A joint that has next to nowhere to go may still stop, and come back, at these speeds.
 _LEAST_SHARE, _LEAST_RAD_S = 0.02, 1e-3
 
@@ -40,11 +44,12 @@ class Found:
 
 @dataclass(slots=True)
 class Aim:
-    """Where the tool shall go: its pose (4, 4), how far [m] a command may move its set-point and
-    for how long [s] it counts."""
+    """Where the tool shall go: its pose (4, 4), how far [m] and by what angle [rad] one command
+    may move its set-point, and for how long [s] it counts."""
 
     pose: Array
     reach_m: float
+    turn_rad: float
     duration_s: float
 
 
@@ -58,6 +63,8 @@ class Planner:
         self._generator = Generator(period_s, _ROOM * checker.acceleration, _ROOM * checker.jerk)
         self._grace = max(1, round(config.silence_s / period_s))
         self._origin = np.asarray(kinematics.spec.workspace_origin_m, dtype=np.float64)
+        self._low = np.array(config.box_min_m) + _FACE_M
+        self._high = np.array(config.box_max_m) - _FACE_M
 
     def due(self, duration_s: float) -> int:
         """After how many rows a commander is late with its next command."""
@@ -77,6 +84,10 @@ class Planner:
     def tool(self, pose: Array) -> tuple[Array, float]:
         """The inverse of :meth:`pose`, whatever way the tool leans."""
         return pose[:3, 3] - self._origin, math.atan2(pose[1, 0], pose[0, 0])
+
+    def inside(self, tool_m: Array) -> Array:
+        """The nearest place (3,) [m] in the workspace frame where the set-point may be."""
+        return np.minimum(np.maximum(tool_m, self._low), self._high)
 
     def clipped(self, q_rad: Array) -> Array:
         """The nearest joint angles (n,) [rad] that the joints may have."""
@@ -128,64 +139,87 @@ class Planner:
         found = self._checked(plan, row, rows, rows[-1, 0], True)
         return None if found is None else found[0]
 
-    def kept(self, plan: Plan, row: int, rows: int) -> Found:
-        """The plan as it is from ``row`` on, at least ``rows + 1`` rows long."""
+    def kept(self, plan: Plan, row: int, duration_s: float) -> Found:
+        """The plan as it is from ``row`` on, as long as its commander is waited for."""
         start = row - plan.first - HISTORY
         kept, poses = plan.rows[start:], plan.poses[start:]
-        short = rows + 1 + HISTORY - len(kept)
+        short = self.due(duration_s) + 1 + HISTORY - len(kept)
         if short > 0:
             kept = np.concatenate([kept, np.repeat(kept[-1:], short, axis=0)])
             poses = np.concatenate([poses, np.repeat(poses[-1:], short, axis=0)])
         return Found(Plan(row - HISTORY, kept, poses), kept[-1, 0], poses[-1], 0.0)
 
-    def to_tool(self, plan: Plan, row: int, q_rad: Array, aim: Aim) -> Found:
+    def to_tool(self, plan: Plan, row: int, q_rad: Array, reached: Array, aim: Aim) -> Found:
         """From the plan's state before ``row`` towards a pose of the tool.
 
-        ``q_rad`` (n,) is the set-point before. At the edge of the arm's reach a step of the
-        inverse kinematics can lead anywhere: what would fling the tool or break a limit is taken
-        back, at worst entirely.
+        ``q_rad`` (n,) is the set-point before and ``reached`` (4, 4) the tool's pose there. At the
+        edge of the arm's reach a step of the inverse kinematics can lead anywhere: what would
+        fling the tool or break a limit is taken back, at worst entirely.
         """
-        rows = self.due(aim.duration_s)
+        wanted = _turned_towards(reached, aim.pose, aim.turn_rad + _TURN_LAG_RAD)
+        here, step = reached[:3, 3], wanted[:3, 3] - reached[:3, 3]
         for damping in (_DAMPING, _STRONG_DAMPING):
-            stepped, error = self.kinematics.step(q_rad, aim.pose, damping=damping)
-            here = aim.pose[:3, 3] - error[:3]
-            change = self.clipped(stepped) - q_rad
-            share = self._share(q_rad, change, aim.duration_s)
+            change, share = self._step(q_rad, wanted, damping, aim.duration_s)
             for part in _PARTS:
                 q = q_rad + part * share * change
-                way = here + part * (aim.pose[:3, 3] - here) - plan.tool(row)
-                velocity = self._velocity(plan, row, q, 1.0, math.hypot(*way))
-                found = self._planned(plan, row, q, velocity, rows, False)
+                way = math.hypot(*(here + part * step - plan.tool(row)))
+                velocity = self._velocity(plan, row, q, 1.0, way)
+                found = self._planned(plan, row, q, velocity, aim.duration_s, False)
                 if found is not None and (
                     math.hypot(*(found.pose[:3, 3] - here)) <= aim.reach_m + _CATCH_UP_M
                 ):
                     found.part = part * share
                     return found
-        return self.kept(plan, row, rows)
+        return self._from_the_face(plan, row, q_rad, reached, aim.duration_s)
+
+    def _from_the_face(
+        self, plan: Plan, row: int, q_rad: Array, reached: Array, duration_s: float
+    ) -> Found:
+        """A little further into the box, where the tool is at its face and so can do no more."""
+        inner = reached.copy()
+        inner[:3, 3] = self.inside(reached[:3, 3] - self._origin) + self._origin
+        change, share = self._step(q_rad, inner, _DAMPING, duration_s)
+        q = q_rad + share * change
+        velocity = self._velocity(plan, row, q, 1.0, math.hypot(*(inner[:3, 3] - plan.tool(row))))
+        found = self._planned(plan, row, q, velocity, duration_s, False)
+        if found is None:
+            return self.kept(plan, row, duration_s)
+        found.part = 0.0
+        return found
+
+    def _step(
+        self, q_rad: Array, pose: Array, damping: float, duration_s: float
+    ) -> tuple[Array, float]:
+        """The change of joint angles (n,) [rad] towards a pose, and the share of it that the
+        joints' velocities let through."""
+        stepped, _ = self.kinematics.step(q_rad, pose, damping=damping)
+        change = self.clipped(stepped) - q_rad
+        return change, self._share(q_rad, change, duration_s)
 
     def to_joints(
         self, plan: Plan, row: int, target_rad: Array, speed: float, duration_s: float
     ) -> Found:
         """From the plan's state before ``row`` towards joint angles (n,) [rad], at a share of the
         speed that is allowed. ``part`` is the share of that speed."""
-        rows = self.due(duration_s)
         start = plan.state(row)[0]
         jacobian = self.kinematics.forward_and_jacobian(start)[1]
         way = math.hypot(*(jacobian[:3] @ (target_rad - start)))
         for part in _PARTS:
             velocity = part * self._velocity(plan, row, target_rad, speed, way)
-            found = self._planned(plan, row, target_rad, velocity, rows, True)
+            found = self._planned(plan, row, target_rad, velocity, duration_s, True)
             if found is not None:
                 found.part = part
                 return found
-        return self.kept(plan, row, rows)
+        return self.kept(plan, row, duration_s)
 
     # -- inside -----------------------------------------------------------------------------
 
     def _planned(
-        self, plan: Plan, row: int, q_rad: Array, velocity: Array, rows: int, leaning: bool
+        self, plan: Plan, row: int, q_rad: Array, velocity: Array, duration_s: float, leaning: bool
     ) -> Found | None:
-        path = self._generator.towards(plan.state(row), q_rad, velocity, rows)
+        path = self._generator.towards(
+            plan.state(row), q_rad, velocity, self.due(duration_s), duration_s
+        )
         if path is None:
             return None
         checked = self._checked(plan, row, path, q_rad, leaning)
@@ -226,3 +260,18 @@ class Planner:
         for_tool = np.abs(change) * (_TOOL_ROOM * checker.speed / max(way_m, 1e-9))
         velocity = np.minimum(speed * limit, for_tool + _LEAST_SHARE * limit)
         return np.maximum(_ROOM * velocity, _LEAST_RAD_S)
+
+
+def _turned_towards(reached: Array, pose: Array, most_rad: float) -> Array:
+    """A pose (4, 4), its orientation no further than an angle from that of another (4, 4)."""
+    vector = rotation_vector(pose[:3, :3] @ reached[:3, :3].T)
+    angle = math.hypot(*vector)
+    if angle <= most_rad:
+        return pose
+    # Rodrigues' formula, for the angle that is left.
+    x, y, z = vector / angle
+    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+    turn = np.eye(3) + math.sin(most_rad) * cross + (1.0 - math.cos(most_rad)) * cross @ cross
+    nearer = pose.copy()
+    nearer[:3, :3] = turn @ reached[:3, :3]
+    return nearer

@@ -30,7 +30,7 @@ from robot_rl.errors import (
     StaleDataError,
     unknown_name,
 )
-from robot_rl.teleops import Operator
+from robot_rl.teleops import STOPPED, Operator
 from robot_rl.training.collect import make_policy
 from robot_rl.training.evaluate import Policy, training_seed
 from robot_rl.training.runs import StopFlag, progress
@@ -39,6 +39,7 @@ from robot_rl.training.takes import Folders, Take
 
 JUDGES = ("operator", "success")
 ACCEPT, REJECT, ABORT, NOTHING = "accepted", "rejected", "aborted", "nothing"
+VERDICTS = {"accept": ACCEPT, "reject": REJECT}
 # How long a person may take for an episode, and how often is looked while nothing moves [s].
 _PATIENCE_S = 60.0
 _LOOK_S = 0.02
@@ -194,6 +195,9 @@ def make_world(
         more["rig_options"] = hardware.rig
     if hardware.cameras:
         more["camera_sources"] = hardware.cameras
+    if obs == "state":
+        more["cameras"] = ()  # a rig may have none
+    elif hardware.cameras:
         more["cameras"] = tuple(n for n, source in hardware.cameras.items() if source != "none")
     if duration_s:
         more["duration_s"] = duration_s
@@ -330,6 +334,8 @@ class Session:
 
     def _attempt(self, seed: int | None) -> str:
         """One episode, recorded and kept where it belongs; says why it ended."""
+        if self.operator.interactive and self.world.rig.scene is None:
+            self.say("the arm moves by itself now, to where the next episode begins: keep clear")
         observation, info = self.world.reset(seed=seed)
         verdict, why = self._listen()
         if verdict == ABORT:
@@ -343,6 +349,8 @@ class Session:
         except BaseException:
             take.abandon()
             raise
+        # Before anything that takes time: an arm that nobody commands is held.
+        rest(self.world)
         self._keep(take, verdict, why)
         return why
 
@@ -375,22 +383,19 @@ class Session:
                 return self._judge(info) if take.begun else (NOTHING, "")
 
     def _listen(self) -> tuple[str | None, str]:
-        """What the operator asked for, and whether anyone ends the recording."""
-        for event in self.operator.events():
-            if event == "accept":
-                return ACCEPT, "operator"
-            if event == "reject":
-                return REJECT, "operator"
-            if event == "stop":
-                why = self.operator.watch() or "the operator stopped the arm"
-                self.world.safety.hold(why)
-                return ABORT, why
-            if event == "quit":
-                self.tally.stopped = "the operator quit"
-                return ABORT, self.tally.stopped
+        """What the operator asked for, and whether anyone ends the recording; the most urgent of
+        several requests counts."""
+        events = self.operator.events()
+        if "stop" in events:
+            self.world.safety.hold(self.operator.problem or STOPPED)
+            return ABORT, self.world.safety.held or STOPPED
+        if "quit" in events:
+            self.tally.stopped = "the operator quit"
+            return ABORT, self.tally.stopped
         if self.flag.stop:
             return ABORT, "stopped by the user"
-        return None, ""
+        verdict = next((VERDICTS[event] for event in events if event in VERDICTS), None)
+        return verdict, "operator" if verdict else ""
 
     def _judge(self, info: dict[str, Any]) -> tuple[str, str]:
         """The verdict on an episode that ended by itself."""
@@ -407,7 +412,7 @@ class Session:
             verdict, why = self._listen()
             if verdict is not None:
                 return verdict, why
-            time.sleep(_LOOK_S)
+            self._idle()
 
     def _keep(self, take: Take, verdict: str, why: str) -> None:
         tally = self.tally
@@ -456,6 +461,13 @@ class Session:
                         self.say(f"it stays held: {error}")
                     else:
                         self.say("released")
+            self._idle()
+
+    def _idle(self) -> None:
+        """Let a moment pass, of the rig's own time too: a held arm brakes meanwhile."""
+        clock = self.world.rig.clock
+        clock.sleep_until(clock.now_s() + _LOOK_S)
+        if self.world.rig.scene is not None:
             time.sleep(_LOOK_S)
 
     def say(self, text: str) -> None:

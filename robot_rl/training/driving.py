@@ -11,7 +11,7 @@ import numpy as np
 from robot_rl.envs.robot_env import RobotEnv
 from robot_rl.errors import InvalidInputError, RobotRLError
 from robot_rl.interfaces import Array
-from robot_rl.teleops import Operator
+from robot_rl.teleops import STOPPED, Operator
 from robot_rl.training.demonstrate import ARM_ERRORS, Pace, rest, watch_operator
 
 _FACE_M = 0.003
@@ -127,7 +127,7 @@ class Drive:
     def _listen(self) -> None:
         for event in self.operator.events():
             if event == "stop":
-                self._hold(self.operator.watch() or "the operator stopped the arm")
+                self._hold(self.operator.problem or STOPPED)
             elif event == "rearm":
                 try:
                     self.operator.release()

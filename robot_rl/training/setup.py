@@ -27,8 +27,8 @@ class EnvChoice:
     """Which environment."""
 
     task: str = field(
-        default="", metadata={"help": "task: Reach, Push, PickPlace, Drawer, Door, or the "
-                              "gymnasium id of a task from elsewhere"}
+        default="", metadata={"help": "task: Reach, Push, PickPlace, Drawer, Door, "
+                              "Insertion, or the gymnasium id of a task from elsewhere"}
     )
     robot: str = field(default="sawyer", metadata={"help": "arm: sawyer, panda or fr3"})
     backend: str = field(default="mujoco", metadata={"help": "engine: mujoco or pybullet"})

@@ -179,7 +179,7 @@ def fit(
     varies = goals.shape[1] > 0 and bool((np.ptp(goals, axis=0) > 1e-6).any())
     info = ClassifierInfo(cameras, config.size, config.size, goals.shape[1] if varies else 0,
                           votes=config.votes, window=config.window)
-    net, stopped = _learn(config, info, parts, quiet)
+    net, stopped = learn(config, info, parts, quiet)
     classifier = Classifier(info, net)
     threshold = choose_threshold(classifier, parts.choose, config.max_false_positives)
     classifier.info = replace(info, threshold=threshold)
@@ -213,9 +213,10 @@ def _flat(episodes: Sequence[LabelledEpisode], info: ClassifierInfo, margin: int
     return images, goals, labels
 
 
-def _learn(
+def learn(
     config: ClassifierConfig, info: ClassifierInfo, parts: Split, quiet: bool
 ) -> tuple[SuccessNet, bool]:
+    """A network fitted to ``parts.learn``, and whether it was stopped before its time."""
     images, goals, labels = _flat(parts.learn, info, config.margin)
     if labels.all() or not labels.any():
         raise InvalidInputError("the episodes to learn from show only success, or none")
@@ -290,6 +291,8 @@ def choose_threshold(
 ) -> float:
     """The lowest threshold of at least 0.5 that no more than this share of images without success
     reaches."""
+    if not episodes:
+        return 0.5
     images, goals, labels = _flat(episodes, classifier.info)
     scores = classifier.probability(images, goals)[~labels]
     if not len(scores):
@@ -306,9 +309,9 @@ def measure(classifier: Classifier, episodes: Sequence[LabelledEpisode]) -> dict
     (share of images without success that count). By episode, after the vote: ``episode_precision``
     and ``episode_recall`` of having succeeded at any time. None where nothing could be counted.
     """
-    images, goals, labels = _flat(episodes, classifier.info)
-    if not len(labels):
+    if not episodes:
         return {"episodes": 0, "images": 0}
+    images, goals, labels = _flat(episodes, classifier.info)
     said = classifier.probability(images, goals) >= classifier.info.threshold
     by_image = _rates(labels, said)
     true = np.array([bool(e.label.any()) for e in episodes])

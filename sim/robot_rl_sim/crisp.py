@@ -25,6 +25,9 @@ from robot_rl_sim.urdf_writer import urdf_text
 ARMS = ("fr3", "panda")
 FAULTS = ("estop", "stuck", "nan", "silent", "deaf", "reflex", "push", "die", "clear")
 _MODES = {"idle": 1, "move": 2, "reflex": 4, "user_stopped": 5}
+START_M = (0.0, 0.0, 0.15)
+"""Where the tool is at the beginning, in the workspace frame [m]."""
+START_S = 1.0
 _REPORT_HZ = 50.0
 _TRACKER_HZ = 50.0
 _LOOK_HZ = 10.0
@@ -40,7 +43,10 @@ def run(options: Any, ready: Callable[[Mapping[str, Any]], None]) -> dict[str, A
         raise unknown_name("Franka", options.robot, ARMS)
     domain_id = options.domain_id if options.domain_id >= 0 else None
     physics = Physics(options.robot, options)
-    node = runtime.make_node("simulated_franka", namespace=options.namespace, domain_id=domain_id)
+    node = runtime.make_node(
+        "simulated_franka", namespace=options.namespace, domain_id=domain_id,
+        network=options.network,
+    )
     try:
         robot = SimulatedFranka(physics, node, options)
         with runtime.Spinner(node), stop_on_signals() as stop:
@@ -76,7 +82,7 @@ class SimulatedFranka:
         self.spec = physics.spec
         self.record = Record()
         self.controller = FrankaController(self.spec, options.force_threshold_n)
-        self.controller.reference = physics.joints()[0]
+        self.controller.reference = self._lower()
         self.controller.switch([], [self.controller.active])
         if not options.inactive:
             self.controller.switch(["joint_impedance_controller"], [])
@@ -94,6 +100,19 @@ class SimulatedFranka:
         )
         self._listen()
         self._publish_with()
+
+    def _lower(self) -> Array:
+        """Bring the tool from where the home posture has it down over the table, before time
+        begins; the posture (n,) [rad] it ends in."""
+        home = self.physics.joints()[0]
+        pose = self.controller.kinematics.forward(home)
+        pose[:3, 3] = np.array(self.spec.workspace_origin_m) + START_M
+        found = self.controller.kinematics.inverse(pose, home)
+        steps = round(START_S / self.physics.step_s)
+        for i in range(1, steps + 1):
+            share = i / steps
+            self.physics.step(home + share * share * (3.0 - 2.0 * share) * (found.q_rad - home))
+        return found.q_rad
 
     # What it offers.
 

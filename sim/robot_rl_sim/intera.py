@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -130,7 +131,7 @@ class SimulatedSawyer:
         }
 
     def _listen(self) -> None:
-        listen = self.session.subscribe
+        listen = partial(self.session.subscribe, newest_only=False)
         listen(f"{_LIMB}/joint_command", "intera_core_msgs/JointCommand", self._on_command)
         listen(f"{_LIMB}/joint_command_timeout", "std_msgs/Float64", self._on_timeout)
         listen(f"{_LIMB}/set_speed_ratio", "std_msgs/Float64", self._on_ratio)

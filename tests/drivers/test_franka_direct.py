@@ -385,6 +385,12 @@ def test_control_begins_with_the_first_command(
     assert robot._calls == ["JointImpedanceTrackingMotion", "TorqueStopMotion"]
 
 
+def test_closing_sends_the_rest_of_a_motion(robot: FakeRobot, arm: FrankyArm) -> None:
+    arm.command(swing(arm))
+    arm.close()
+    assert arm.sent() == 60 + arm.lead_rows and arm._streamer.fault is None
+
+
 def test_a_start_elsewhere_is_refused(robot: FakeRobot, arm: FrankyArm) -> None:
     rows = arm.state(1.0).position_rad[None] + 0.2
     with pytest.raises(SafetyError, match=r"0\.200 rad from where the arm is"):

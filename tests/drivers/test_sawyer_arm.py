@@ -34,6 +34,7 @@ except MissingDependencyError as error:
 from robot_rl.backends import make_rig
 from robot_rl.interfaces import Arm, ForceSensor, Gripper, JointSetpoints, ObjectTracker, RigRequest
 from robot_rl.kinematics import Kinematics
+from robot_rl.ros.ros1 import master_answers
 from robot_rl.specs import load_robot
 from tests.drivers.intera import SimProcess, intera_request, intera_rig, smooth, wait_for
 
@@ -431,5 +432,7 @@ def test_a_robot_that_dies_is_found(tmp_path):
             assert fault
             with pytest.raises(StaleDataError):
                 wait_for(lambda: not rig.arm.state(0.2), "staleness", timeout_s=5.0)
+            uri = sim.ready["master_uri"]
+            wait_for(lambda: not master_answers(uri), "the master that it started to end as well")
     finally:
         sim.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -379,7 +380,7 @@ def test_the_newest_value_is_whole_under_threads():
         stop.set()
         thread.join()
     assert all(a == b for (a, b), _ in seen)
-    assert all(x[1] <= y[1] for x, y in zip(seen[:-1], seen[1:], strict=True))
+    assert all(x[1] <= y[1] for x, y in itertools.pairwise(seen))
 
 
 def _has(latest: Latest[Any]) -> bool:

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from robot_rl_drivers.clock import MonotonicClock
-from robot_rl_drivers.streaming import Row, SetpointStreamer
 
 from robot_rl.errors import InvalidInputError, LateCommandError, SafetyError
 from robot_rl.interfaces import Clock, JointSetpoints
+from robot_rl_drivers.clock import MonotonicClock
+from robot_rl_drivers.streaming import Row, SetpointStreamer
 
 ROOT = Path(__file__).resolve().parents[2]
 PERIOD_S = 0.005

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -583,13 +584,14 @@ def test_a_keyboard_unplugged_mid_motion_stops_the_arm(events):
 # -- an operator at a device --------------------------------------------------------------------
 
 
-def test_an_operator_who_stopped_moves_nothing_until_they_re_arm(terminal):
+def test_an_operator_who_stops_is_heard_at_once_and_once(terminal):
     operator = Operator(keys_of(terminal, Ticks()))
     terminal.type(b"w")
     assert operator.read() is not None and operator.watch() is None
     terminal.type(b" ")
-    assert operator.watch() == "the operator stopped the arm"
     assert operator.read() is None
+    assert operator.watch() == "the operator stopped the arm"
+    assert operator.watch() is None  # it was said
     assert operator.events() == ("stop",)
     operator.release()
     assert operator.watch() is None and operator.read() is not None
@@ -600,8 +602,29 @@ def test_an_operator_whose_device_is_gone_cannot_re_arm(hid):
     operator = Operator(mouse(Ticks()))
     hid.plugged = False
     assert "SpaceMouse is gone" in str(operator.watch())
+    assert "SpaceMouse is gone" in str(operator.watch())
     with pytest.raises(InvalidInputError, match="bring it back first"):
         operator.release()
+
+
+def test_a_watchdog_that_asks_while_the_device_is_read_never_waits():
+    inside, go = threading.Event(), threading.Event()
+
+    class Slow:
+        def read(self) -> Any:
+            inside.set()
+            assert go.wait(30.0)
+
+        def events(self) -> tuple[str, ...]:
+            return ()
+
+    operator = Operator(Slow())
+    reader = threading.Thread(target=operator.read)
+    reader.start()
+    assert inside.wait(30.0)
+    assert operator.watch() is None  # returns, though the other thread is still reading
+    go.set()
+    reader.join(30.0)
 
 
 def test_keys_of_the_terminal_stand_beside_another_device(hid, terminal):

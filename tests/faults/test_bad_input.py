@@ -367,5 +367,5 @@ def test_a_whole_process_says_one_line_and_exits_with_two(tmp_path):
     done = process("collect", "--task", "Shove", "--out", "out", "--json", cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == ("robot-rl: unknown task 'Shove'; valid: Reach, Push, PickPlace, "
-                           "Drawer, Door\n")
+                           "Drawer, Door, Insertion\n")
     assert list(tmp_path.iterdir()) == []

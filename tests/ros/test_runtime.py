@@ -117,6 +117,29 @@ def test_type_hashes_are_those_that_ros_publishes() -> None:
     )
 
 
+def test_the_hash_of_a_service_covers_request_response_and_event(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As rosidl of Jazzy generates it for this service.
+    monkeypatch.setitem(
+        types.SERVICES, "rosapi_msgs/srv/GetROSVersion", ("", "uint8 version\nstring distro")
+    )
+    types.store.cache_clear()
+    try:
+        known = types.store()
+        assert known.hash_rihs01("service_msgs/msg/ServiceEventInfo") == (
+            "RIHS01_41bcbbe07a75c9b52bc96bfd5c24d7f0fc0a08c0cb7921b3373c5732345a6f45"
+        )
+        assert known.hash_rihs01("rosapi_msgs/srv/GetROSVersion") == (
+            "RIHS01_526058384b92d9d5a46cadafdcdfadddc28aa53c593a1ce174bdc36e714cb097"
+        )
+    finally:
+        types.store.cache_clear()
+        for function in (types._message, types._service, types._action, types.type_hash,
+                         types._arrays):
+            function.cache_clear()
+
+
 def test_names_on_the_wire(node: Callable[..., Any]) -> None:
     one = node("arm", namespace="left")
     one.create_publisher(runtime.message(JOINTS), "joint_states", runtime.DEFAULT)
@@ -375,13 +398,27 @@ def test_an_image_goes_to_another_process_and_back(
     assert child.returncode == 0
 
 
-def test_the_network_stays_out_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = (
-        "import os; from robot_rl.ros import runtime;"
-        "node = runtime.make_node('a', domain_id=98); print(os.environ['CYCLONEDDS_URI'])"
-    )
-    environment = {k: v for k, v in os.environ.items() if k != "CYCLONEDDS_URI"}
-    environment["PYTHONPATH"] = str(ROOT)
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                         env=environment, timeout=60).stdout
-    assert "address='127.0.0.1'" in out and "<AllowMulticast>false" in out
+def discovery_groups() -> str:
+    """The lines of the kernel's table that are of DDS's discovery group, 239.255.0.1."""
+    table = Path("/proc/net/igmp").read_text().splitlines()
+    return "\n".join(line for line in table if "0100FFEF" in line)
+
+
+def test_the_network_stays_out_unless_asked(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("CYCLONEDDS_URI", raising=False)
+    before = discovery_groups()
+    node = runtime.make_node("a", domain_id=97)
+    try:
+        assert discovery_groups() == before
+        assert "address='127.0.0.1'" in dds.network_config(node.participant.network)
+        with pytest.raises(InvalidInputError, match="cannot be on 'any' as well"):
+            runtime.make_node("b", domain_id=97, network="any")
+    finally:
+        runtime.destroy(node)
+    with pytest.raises(InvalidInputError, match="is there such an interface"):
+        runtime.make_node("a", domain_id=97, network="nonesuch0")
+    with pytest.raises(InvalidInputError, match="should be loopback, any"):
+        runtime.make_node("a", domain_id=97, network="'/><evil")
+    capfd.readouterr()

@@ -70,9 +70,8 @@ def record(folder: Path, *words: str) -> str:
 def test_the_guard_sees_what_goes_past_the_filter(guard):
     env = make_env("Reach", "panda")
     env.reset(seed=0)
-    before = guard.others
-    arm = env.rig.arm
-    arm.command(JointSetpoints(np.array(arm.spec.home_rad)[None], 0.01))
+    arm, before = env.rig.arm, guard.others
+    arm.command(JointSetpoints(np.array(arm.spec.home_rad)[None], arm.period_s, at=arm.sent()))
     assert guard.others == before + 1
     with pytest.raises(AssertionError, match="commanded past the filter"):
         guard.check(0)
@@ -129,11 +128,41 @@ def test_judging_a_scripted_policy(guard):
     guard.check(10)
 
 
+def test_a_demonstration(guard, tmp_path):
+    robot_rl("record", "--task", "Reach", "--robot", "panda", "--teleop", "scripted",
+             "--episodes", "1", "--out", str(tmp_path / "d"))
+    guard.check(5)
+
+
+def test_driving_by_hand(guard):
+    robot_rl("teleop", "--task", "Reach", "--robot", "panda", "--device", "scripted",
+             "--seconds", "1")
+    guard.check(5)
+
+
+@pytest.mark.parametrize("words", [("home",), ("jog", "--axis", "z", "--by", "0.03"),
+                                   ("jog", "--axis", "j7", "--by", "0.1")])
+def test_going_home_and_jogging(guard, words):
+    robot_rl("robot", *words, "--robot", "panda")
+    guard.check(3)
+
+
+@pytest.mark.parametrize("task", ["Push", "Drawer"])
+def test_a_world_that_is_reset_by_the_arm(guard, task):
+    """As on hardware: the arm itself brings the scene to a start."""
+    env = make_env(task, "panda", resets="arm")
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    env.close()
+    guard.check(20)
+
+
 def test_a_hold_and_a_rearm(guard):
     env = make_env("Reach", "panda")
     env.reset(seed=0)
     env.step(env.action_space.sample())
     env.safety.hold("a test")
+    env.rig.clock.sleep_until(env.rig.clock.now_s() + 1.0)
     env.safety.rearm()
     env.step(env.action_space.sample())
     env.close()

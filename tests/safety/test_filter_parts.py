@@ -182,6 +182,21 @@ def test_where_holds_are_kept(monkeypatch, tmp_path):
     assert state_folder() == tmp_path / "home" / ".local" / "state" / "robot_rl"
 
 
+def test_a_latch_is_text_of_one_encoding_whatever_the_locale(monkeypatch, tmp_path):
+    encodings: list[str | None] = []
+    plain = Path.open
+
+    def noting(self, mode="r", buffering=-1, encoding=None, errors=None, newline=None):
+        encodings.append(encoding)
+        return plain(self, mode, buffering, encoding, errors, newline)
+
+    monkeypatch.setattr(Path, "open", noting)
+    latch = Latch("fr3", "Lab-A.Zz", folder=tmp_path)
+    assert latch.path.name == "hold-fr3-Lab-A.Zz.json"
+    assert latch.write("x") and latch.reason() == "x"
+    assert [str(one).lower() for one in encodings] == ["utf-8", "utf-8"]
+
+
 def test_a_latch_is_written_in_one_piece_and_safe_from_a_power_cut(monkeypatch, tmp_path):
     latch = Latch("fr3", "a", folder=tmp_path)
     done: list[str] = []

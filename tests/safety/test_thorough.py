@@ -37,7 +37,7 @@ def test_every_branch_of_the_filter_is_taken(tmp_path):
              for path in sorted(REPO.glob(pattern))]
     # The tracer in C sees every thread; the newer one of Python 3.12 misses branches.
     done = python("-m", "coverage", "run", "--branch", f"--data-file={data}",
-                  "--source=robot_rl.safety", "-m", "pytest", "-q", "-p", "no:cacheprovider",
+                  "--source=robot_rl/safety", "-m", "pytest", "-q", "-p", "no:cacheprovider",
                   *files, timeout_s=800)
     assert done.returncode == 0, done.stdout[-3000:]
     python("-m", "coverage", "json", f"--data-file={data}", "-o", str(report), timeout_s=100)

@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -31,7 +30,7 @@ def say(capsys: Any, *words: str) -> tuple[int, dict[str, Any]]:
 def test_record_then_look_then_pretrain(tmp_path, capsys):
     out = str(tmp_path / "demos")
     code, values = say(capsys, "record", "--task", "push", "--robot", "sawyer", "--backend",
-                       "mujoco", "--teleop", "scripted", "--quality", "0.4", "--episodes", "5",
+                       "mujoco", "--teleop", "scripted", "--quality", "0.2", "--episodes", "5",
                        "--seed", "1", "--out", out)
     assert code == 0
     assert values["accepted"] == 5 and values["rejected"] > 0 and values["path"] == out
@@ -229,16 +228,3 @@ def test_a_person_drives_stops_re_arms_and_quits():
     finally:
         person.end()
     assert "of them driven" in person.seen
-
-
-def test_termination_ends_a_recording_as_an_interrupt_does(tmp_path):
-    out = tmp_path / "demos"
-    person = Person("record", "--task", "Reach", "--teleop", "keyboard", "--duration-s", "600",
-                    "--out", str(out))
-    try:
-        person.wait_for("the recording begins with your first move")
-        os.kill(person._process.pid, signal.SIGTERM)
-        assert person.leave() == 130
-    finally:
-        person.end()
-    assert len(open_log(out)) == 0 and not open_log(out).leftovers

@@ -18,7 +18,7 @@ from robot_rl.envs.robot_env import RobotEnv
 from robot_rl.errors import InvalidInputError
 from robot_rl.teleops import Operator
 from robot_rl.training import demonstrate
-from robot_rl.training.demonstrate import Control, Pace, RecordConfig, make_world, record
+from robot_rl.training.demonstrate import Control, RecordConfig, make_world, record
 from robot_rl.training.offline import PretrainConfig, pretrain
 from robot_rl.training.setup import EnvChoice
 
@@ -72,8 +72,7 @@ class Person:
 def at_once(monkeypatch, request):
     """A person in simulation is not kept to real time, but where that is what is tested."""
     if "real_time" not in request.node.name:
-        monkeypatch.setattr(Pace, "wait", lambda self: None)
-    monkeypatch.setattr(demonstrate, "_LOOK_S", 0.0)
+        monkeypatch.setattr(demonstrate.time, "sleep", lambda seconds: None)
 
 
 def run(out: Path, person: Any, env: EnvChoice = REACH, **options: Any) -> dict[str, Any]:
@@ -90,7 +89,7 @@ def run(out: Path, person: Any, env: EnvChoice = REACH, **options: Any) -> dict[
 
 def test_a_scripted_operator_accepts_and_rejects_and_pretraining_sees_the_accepted(tmp_path):
     out = tmp_path / "demos"
-    values = run(out, "scripted", EnvChoice(task="Push"), episodes=8, quality=0.4, seed=3,
+    values = run(out, "scripted", EnvChoice(task="Push"), episodes=8, quality=0.2, seed=3,
                  label="push it")
     assert values["accepted"] == values["episodes"] == 8
     assert values["rejected"] > 0 and values["aborted"] == 0
@@ -294,10 +293,10 @@ def test_a_stop_holds_the_arm_and_keeps_the_episode_apart_until_it_is_re_armed(t
 
     config = RecordConfig(teleop="test", episodes=1, out=str(tmp_path / "demos"))
     values = record(config, REACH, operator=operator, quiet=True)
-    assert held == ["the operator stopped the arm"]
+    assert set(held) == {"the operator stopped the arm"}
     assert (values["accepted"], values["aborted"], values["rejected"]) == (1, 1, 0)
     (aborted,) = open_log(values["rejected_path"])
-    assert len(aborted) == 4
+    assert len(aborted) in (3, 4)  # the filter may hear of it before the step is through
     assert aborted.metadata["verdict"] == "aborted"
     assert aborted.metadata["reason"] == "the operator stopped the arm"
     assert summarize(tmp_path / "demos")["apart"] == {"aborted": 1}
@@ -343,7 +342,8 @@ def test_a_device_that_is_lost_aborts_and_the_operator_quits(tmp_path):
     assert (values["accepted"], values["aborted"]) == (0, 1)
     assert "gamepad is gone" in values["stopped"]
     (aborted,) = open_log(values["rejected_path"])
-    assert aborted.requested is not None and not aborted.requested[-1].any()
+    assert aborted.requested is not None and len(aborted) >= 4
+    assert not aborted.requested[4:].any()
 
 
 def test_actions_that_are_not_numbers_are_refused_and_end_in_time(tmp_path):
@@ -370,14 +370,15 @@ def test_quitting_keeps_what_was_accepted(tmp_path):
     assert len(open_log(tmp_path / "demos")) == 1
 
 
-def test_an_interrupt_keeps_what_was_accepted_and_the_running_one_apart(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_keeps_what_was_accepted_and_the_running_one_apart(tmp_path, number):
     person = Person(asks={4: "accept"})
 
     def move(step: int) -> list[float]:
         if person.episodes == 2:
             person.asks = {}
             if step == 2:
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), number)
         return [0.1, 0.0, 0.0]
 
     person.moves = move
@@ -395,9 +396,11 @@ def test_an_interrupt_keeps_what_was_accepted_and_the_running_one_apart(tmp_path
 
 def test_a_recording_is_gone_on_with_and_its_goals_are_new(tmp_path):
     out = tmp_path / "demos"
-    run(out, "scripted", EnvChoice(task="Push"), episodes=3, quality=0.4)
+    push = EnvChoice(task="Push")
+    run(out, "scripted", push, episodes=3, quality=0.2)
     apart = summarize(out)["apart"].get("rejected", 0)
-    values = run(out, "scripted", EnvChoice(task="Push"), episodes=3, quality=0.4, append=True)
+    values = run(out, "scripted", push, episodes=3, quality=0.2, append=True)
+    assert values["rejected_path"] == str(out / "rejected")
     assert values["accepted"] == 3 and values["episodes"] == 6
     log = open_log(out)
     goals = [tuple(e.desired) for e in log] + [
@@ -450,3 +453,14 @@ def test_control_goes_back_to_the_policy_by_the_rigs_clock():
         assert control.takeovers == 1 and len(asked) == 4
     finally:
         world.close()
+
+
+def test_the_most_urgent_of_several_requests_counts(tmp_path):
+    class Hasty(Person):
+        def events(self) -> tuple[str, ...]:
+            asked = super().events()
+            return ("accept", "reject", "stop") if asked == ("accept",) else asked
+
+    values = run(tmp_path / "demos", Hasty(asks={4: "accept"}, interactive=False))
+    assert (values["accepted"], values["rejected"], values["aborted"]) == (0, 0, 1)
+    assert "the operator stopped the arm" in values["stopped"]

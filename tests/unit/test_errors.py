@@ -42,7 +42,7 @@ def test_every_error_is_one_that_can_be_caught():
     [
         (lambda: make_task("Pusch"),
          "unknown task 'Pusch' (did you mean 'Push'?); valid: Reach, Push, PickPlace, Drawer, "
-         "Door"),
+         "Door, Insertion"),
         (lambda: make_env("Push", robot="ur5"),
          "unknown robot 'ur5'; valid: fr3, panda, sawyer"),
         (lambda: make_env("Push", backend="mujco"), "did you mean 'mujoco'?"),

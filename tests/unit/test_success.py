@@ -86,7 +86,8 @@ def test_a_contact_that_bounces_is_not_success_until_it_holds():
     meter = Meter()
     detector = SensorSuccess(meter, 0.5, hold_s=0.2)
     assert fed(detector, meter, (0.0, 1), (0.1, 0), (0.2, 1), (0.3, 1), (0.39, 1)) == [False] * 5
-    assert fed(detector, meter, (0.4, 1), (0.5, 1), (0.6, 0), (0.7, 1)) == [True, True, False, False]
+    later = fed(detector, meter, (0.4, 1), (0.5, 1), (0.6, 0), (0.7, 1))
+    assert later == [True, True, False, False]
     # The hold is counted in the readings' own time: the same reading again holds nothing longer.
     meter2 = Meter()
     again = SensorSuccess(meter2, 0.5, hold_s=0.2)
@@ -185,7 +186,8 @@ def test_a_symmetric_body_may_be_turned():
     upright = [0.0, 0.0, 0.0, 1.0]
     cube = BodyPoseSuccess(tracker, "puck", np.zeros(3), 1.0, upright, 0.1, symmetry=4)
     plain = BodyPoseSuccess(tracker, "puck", np.zeros(3), 1.0, upright, 0.1)
-    for degrees, fits in ((0, True), (95, True), (-90, True), (180, True), (45, False), (82, False)):
+    for degrees, fits in ((0, True), (95, True), (-90, True), (180, True), (45, False),
+                          (82, False)):
         tracker.rotation = rotation_from_rpy((0.0, 0.0, math.radians(degrees)))
         assert cube.success() is fits
         assert plain.success() is (abs(degrees) < 6)
@@ -296,7 +298,7 @@ def test_a_goal_image_is_kept_in_a_file(tmp_path):
 def test_a_damaged_goal_image_is_one_line(tmp_path, content):
     path = tmp_path / "goal.npz"
     path.write_bytes(content)
-    with pytest.raises(InvalidInputError, match="goal image: .* is not one"):
+    with pytest.raises(InvalidInputError, match=r"goal image: .* is not one"):
         GoalImage.load(path)
     with pytest.raises(InvalidInputError, match="does not exist"):
         GoalImage.load(tmp_path / "none.npz")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +31,7 @@ from robot_rl.training.success_classifier import (
     augment,
     choose_threshold,
     fit,
+    learn,
     measure,
     split,
 )
@@ -149,13 +151,9 @@ def pushed(count: int, seed: int) -> list[LabelledEpisode]:
 
 
 def learned(episodes: list[LabelledEpisode], config: ClassifierConfig) -> Classifier:
-    from dataclasses import replace
-
-    from robot_rl.training.success_classifier import _learn
-
     parts = split(episodes, config.held_out, config.seed)
     info = ClassifierInfo(("front",), 48, 48)
-    net, _ = _learn(config, info, parts, quiet=True)
+    net, _ = learn(config, info, parts, quiet=True)
     classifier = Classifier(info, net)
     threshold = choose_threshold(classifier, parts.choose, config.max_false_positives)
     classifier.info = replace(info, threshold=threshold)
@@ -309,7 +307,7 @@ def test_a_damaged_classifier_is_one_line(tmp_path, change):
     elif change == "sizes":
         path.write_bytes(whole.replace(b'\\"height\\": 16', b'\\"height\\": 99'))
         assert path.read_bytes() != whole
-    with pytest.raises(InvalidInputError, match="classifier: .* is not one") as caught:
+    with pytest.raises(InvalidInputError, match=r"classifier: .* is not one") as caught:
         Classifier.load(path)
     assert "\n" not in str(caught.value)
     with pytest.raises(InvalidInputError, match="does not exist"):
@@ -318,7 +316,7 @@ def test_a_damaged_classifier_is_one_line(tmp_path, change):
 
 def test_cameras_that_do_not_fit_are_named():
     classifier = Classifier(ClassifierInfo(("front",), 16, 16), SuccessNet(3, 16, 16, 0))
-    with pytest.raises(InvalidInputError, match="unknown camera .*'front'.*valid: side"):
+    with pytest.raises(InvalidInputError, match=r"unknown camera .*'front'.*valid: side"):
         ClassifierSuccess({"side": SimpleNamespace(name="side")}, classifier)
     grey = SimpleNamespace(read=lambda age: Frame(np.zeros((16, 16, 1), np.uint8), 0.0))
     with pytest.raises(InvalidInputError, match="takes 3 colour channels"):

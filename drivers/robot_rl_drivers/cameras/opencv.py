@@ -28,8 +28,8 @@ _PROPERTIES = {
     "focus": "CAP_PROP_FOCUS",
     "auto_focus": "CAP_PROP_AUTOFOCUS",
 }
-# What Video4Linux calls manual exposure, and exposure by time under a fixed aperture.
-_MANUAL, _BY_TIME = 1.0, 3.0
+# What Video4Linux calls manual exposure, by time under a fixed aperture (webcams), and automatic.
+_MANUAL, _BY_TIME, _AUTOMATIC = 1.0, 3.0, 0.0
 # How long [s] a device may keep a read waiting; otherwise ten seconds.
 os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", "1")
 
@@ -56,17 +56,18 @@ class CaptureControl:
 
     def get(self, name: str) -> float | None:
         value = float(self._capture.get(getattr(cv2, _PROPERTIES[name])))
-        # This is how OpenCV says that the device has no such thing.
-        if value == -1.0 or (name == "auto_exposure" and value == 0.0):
+        if value == -1.0:  # this is how OpenCV says that the device has no such thing
             return None
         if name == "auto_exposure":
             return 0.0 if value == _MANUAL else 1.0
         return value
 
     def set(self, name: str, value: float) -> bool:
-        if name == "auto_exposure":
-            value = _BY_TIME if value else _MANUAL
-        return bool(self._capture.set(getattr(cv2, _PROPERTIES[name]), value))
+        key = getattr(cv2, _PROPERTIES[name])
+        if name != "auto_exposure":
+            return bool(self._capture.set(key, value))
+        modes = (_BY_TIME, _AUTOMATIC) if value else (_MANUAL,)
+        return any(self._capture.set(key, mode) for mode in modes)
 
 
 class _Capture:

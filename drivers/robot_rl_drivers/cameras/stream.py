@@ -271,7 +271,9 @@ class StreamCamera:
                 self._lost_at_s = self.clock.now_s()
                 self._waits_for_change = True
                 self._notes.append(f"lost: {reason}")
-                _log.warning("camera %r is lost: %s", self.name, reason)
+                # The end of a file is no surprise.
+                level = logging.WARNING if self._frames_from.lasting else logging.INFO
+                _log.log(level, "camera %r is lost: %s", self.name, reason)
             self._fault = f"lost: {reason}"
             self._new.notify_all()
 

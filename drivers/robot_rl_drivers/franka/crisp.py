@@ -23,10 +23,12 @@ from robot_rl.specs import RobotSpec
 from robot_rl_drivers.franka.controllers import CARTESIAN, JOINT, Controllers
 from robot_rl_drivers.franka.description import Description
 from robot_rl_drivers.franka.robot_state import USER_STOPPED, check_arm, fault_of
+from robot_rl_drivers.franka.tail import send_the_rest
 from robot_rl_drivers.franka.topics import (
     JOINT_STATE_TYPE,
     JointStates,
     RobotStates,
+    ToolPose,
     joint_names,
 )
 from robot_rl_drivers.streaming import Row, SetpointStreamer
@@ -104,12 +106,18 @@ class FrankaArm:
         self._streamer: SetpointStreamer | None = None
         self.states = JointStates(node, "joint_states", self._names, clock)
         self.reports = RobotStates(node, clock, self._stop)
+        self.tool = ToolPose(node, clock)
         self.controllers = Controllers(node, MODES[mode])
         self.description = Description(node)
         self._recovery_type = action("franka_msgs/action/ErrorRecovery")
         self._recovery = action_client(node, self._recovery_type, "action_server/error_recovery")
         self._await(lambda: self.states.get(_STATE_AGE_S), timeout_s)
         self._await(lambda: self.reports.get(_REPORT_AGE_S), timeout_s)
+        if mode == "cartesian":
+            self._await(lambda: self.tool.get(_STATE_AGE_S), timeout_s)
+            wrong = self._check_tool()
+            if wrong is not None:
+                raise InvalidInputError(wrong)
         self._claim_targets(timeout_s)
         self._publishers = self._make_publishers()
         self._streamer = SetpointStreamer(
@@ -135,7 +143,8 @@ class FrankaArm:
                 if time.monotonic() > deadline:
                     raise StaleDataError(
                         f"{error}; waited {timeout_s:g} s: does franka_ros2 run, with the same "
-                        "ROS_DOMAIN_ID and namespace?"
+                        "ROS_DOMAIN_ID and namespace, on a network that we are on (--rig "
+                        "network=any)?"
                     ) from None
             time.sleep(0.01)
 
@@ -306,6 +315,7 @@ class FrankaArm:
         add("joint states", self._check_states, f"{self.states.topic}, names as expected")
         add("robot", self._robot_fault, "no errors, takes commands")
         add("controller", self._check_controller, f"{self.controllers.wanted} is active")
+        add("tool", self._check_tool, f"{self.tool.topic} agrees with our kinematics")
         add("targets", self._crowd, f"only we publish {', '.join(_TARGETS[self.mode])}")
         add("listener", self._check_listener, "the controller listens")
         add("joint limits", lambda: self.description.compare(self.spec, self._names),
@@ -316,6 +326,10 @@ class FrankaArm:
     def _check_states(self) -> str | None:
         self.state(_STATE_AGE_S)
         return self.states.fault
+
+    def _check_tool(self) -> str | None:
+        here = self.states.get(_STATE_AGE_S).position_rad
+        return self.tool.compare(self._kinematics.forward(here))
 
     def _check_controller(self) -> str | None:
         self.controllers.refresh()
@@ -383,10 +397,12 @@ class FrankaArm:
         return pose
 
     def close(self) -> None:
-        """Stop sending; the controller holds the last target. Idempotent."""
+        """Send what is left, which ends at rest, and stop; the controller holds the last target.
+        Idempotent."""
         timer = getattr(self, "_timer", None)
         if timer is not None:
             timer.cancel()
         streamer, self._streamer = self._streamer, None
         if streamer is not None:
+            send_the_rest(streamer)
             streamer.close()

@@ -40,6 +40,7 @@ from robot_rl_drivers.franka.robot_state import (
     errors_of,
     fault_of,
 )
+from robot_rl_drivers.franka.tail import send_the_rest
 from robot_rl_drivers.streaming import Row, SetpointStreamer
 
 STIFFNESS_NM_RAD = (600.0, 600.0, 600.0, 600.0, 250.0, 150.0, 50.0)
@@ -413,9 +414,10 @@ class FrankyArm:
         return compare(urdf, self.spec, names or list(self.spec.joint_names))
 
     def close(self) -> None:
-        """Come to rest and let go of the robot. Idempotent."""
+        """Send what is left, which ends at rest, and let go of the robot. Idempotent."""
         if self._closing.is_set():
             return
+        send_the_rest(self._streamer)
         self._closing.set()
         self._thread.join(timeout=2.0)
         self._streamer.close()

@@ -39,6 +39,7 @@ OPTIONS: Mapping[str, str] = {
     "gripper": "franka",
     "tracker": "none",
     "domain_id": "",
+    "network": "loopback",
 }
 """What ``--rig KEY=VALUE`` may say, with the defaults; beside these, ``sensor_NAME``."""
 
@@ -103,7 +104,8 @@ def _assemble(
     tracker: ObjectTracker = NoTracker()
     subscribe = None
     if options["tracker"] == "ros2":
-        node = make_node("robot_rl", domain_id=read_domain(options["domain_id"]))
+        node = make_node("robot_rl", domain_id=read_domain(options["domain_id"]),
+                         network=options["network"])
         undo.callback(destroy, node)
         spinner = Spinner(node)
         undo.callback(spinner.close)

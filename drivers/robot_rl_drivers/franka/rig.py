@@ -26,6 +26,7 @@ OPTIONS: Mapping[str, str] = {
     "namespace": "",
     "arm_prefix": "",
     "domain_id": "",
+    "network": "loopback",
     "mode": "joint",
     "rate_hz": "100",
     "max_gap_s": "",
@@ -76,7 +77,8 @@ def make_rig(request: RigRequest) -> Rig:
         raise unknown_name("gripper", options["gripper"], KINDS)
     domain_id = read_domain(options["domain_id"])
     clock = MonotonicClock()
-    node = make_node("robot_rl", namespace=options["namespace"], domain_id=domain_id)
+    node = make_node("robot_rl", namespace=options["namespace"], domain_id=domain_id,
+                     network=options["network"])
     with contextlib.ExitStack() as undo:
         undo.callback(destroy, node)
         spinner = Spinner(node)

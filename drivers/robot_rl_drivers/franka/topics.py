@@ -11,6 +11,7 @@ import numpy as np
 
 from robot_rl.errors import SafetyError, StaleDataError
 from robot_rl.interfaces import Array, Clock, JointState, Wrench
+from robot_rl.kinematics import rotation_from_quat, rotation_vector
 from robot_rl.ros.runtime import QoS, message, native
 from robot_rl.specs import RobotSpec
 from robot_rl_drivers.franka.robot_state import errors_of, fault_of
@@ -19,6 +20,11 @@ STREAM = QoS(depth=1, reliable=False)
 """For states at up to 1 kHz: best effort, and only the newest sample is read."""
 ROBOT_STATE = QoS(depth=1)
 ROBOT_STATE_TOPIC = "franka_robot_state_broadcaster/robot_state"
+
+POSE_AGE_S = 0.5
+POSE_M = 0.01
+POSE_RAD = 0.05
+"""How far the controller's tool pose may be from ours, for the arm at rest."""
 
 JOINT_STATE_TYPE = "sensor_msgs/msg/JointState"
 ROBOT_STATE_TYPE = "franka_msgs/msg/FrankaRobotState"
@@ -122,6 +128,59 @@ class JointStates:
         return JointState(
             held.position_rad.copy(), held.velocity_rad_s.copy(), held.stamp_s, effort
         )
+
+
+class ToolPose:
+    """The newest current_pose: where the controller thinks the tool is, in the base frame."""
+
+    def __init__(self, node: Any, clock: Clock) -> None:
+        self.topic = node.resolve_topic_name("current_pose")
+        self._clock = clock
+        self._held: tuple[Array, float] | None = None
+        node.create_subscription(
+            message("geometry_msgs/msg/PoseStamped"), "current_pose", self._receive, native(STREAM)
+        )
+
+    def _receive(self, stamped: Any) -> None:
+        point, turn = stamped.pose.position, stamped.pose.orientation
+        quat = np.array([turn.x, turn.y, turn.z, turn.w])
+        place = np.array([point.x, point.y, point.z])
+        if np.isfinite(place).all() and 0.9 < np.linalg.norm(quat) < 1.1:
+            pose = np.eye(4)
+            pose[:3, :3], pose[:3, 3] = rotation_from_quat(quat), place
+            self._held = (pose, self._clock.now_s())
+
+    def get(self, max_age_s: float) -> Array:
+        """The pose (4, 4).
+
+        Raises:
+            StaleDataError: it is older than ``max_age_s``, or there is none.
+        """
+        held = self._held
+        if held is None:
+            raise StaleDataError(f"no pose came on {self.topic}")
+        age_s = self._clock.now_s() - held[1]
+        if not age_s <= max_age_s:
+            raise StaleDataError(
+                f"the last pose on {self.topic} is {age_s:.3f} s old, should be at most "
+                f"{max_age_s:g} s"
+            )
+        return held[0]
+
+    def compare(self, ours: Array) -> str | None:
+        """How far our kinematics are from the controller's, None where they agree.
+
+        Raises:
+            StaleDataError: there is no fresh pose.
+        """
+        theirs = self.get(POSE_AGE_S)
+        apart_m = float(np.linalg.norm(theirs[:3, 3] - ours[:3, 3]))
+        turned = float(np.linalg.norm(rotation_vector(theirs[:3, :3] @ ours[:3, :3].T)))
+        if apart_m <= POSE_M and turned <= POSE_RAD:
+            return None
+        return (f"{self.topic} is {1e3 * apart_m:.1f} mm and {turned:.3f} rad from our tool centre "
+                f"point, should be within {1e3 * POSE_M:g} mm and {POSE_RAD:g} rad: its "
+                "end-effector frame should be that of the hand's tool centre point")
 
 
 @dataclass(slots=True)

@@ -154,7 +154,7 @@ class SawyerArm:
         fault = self._session.fault()
         if fault is not None:
             raise SafetyError(f"the arm cannot be enabled: {fault}")
-        self._streamer.stop("being re-armed")
+        self._streamer.stop("the last re-arm did not succeed")
         state = self._state.assembly()
         if state is not None and state.stopped and state.estop_button == _PRESSED:
             raise SafetyError(
@@ -219,10 +219,6 @@ class SawyerArm:
     def streamer(self) -> SetpointStreamer:
         """The beat of the set-points, for its figures."""
         return self._streamer
-
-    def collision_or_stop(self) -> str | None:
-        """The robot's own reason to stop, for a watch; None while there is none."""
-        return self._state.fault()
 
     # -- inside -------------------------------------------------------------------------------
 

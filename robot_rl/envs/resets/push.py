@@ -19,7 +19,9 @@ _ENDS_M = 0.003
 _LEAD_M = 0.03
 _SLIPPED_M = 0.025
 _UPRIGHT = 0.97
-_TOPPLE_HEIGHT_M = 0.055
+# A puck on its rim is hit near its top, where the fingertips end 1 cm below the tool, and fast:
+# lower or slower it would slide, or roll away.
+_TOPPLE_HEIGHT_M, _TOPPLE_M_S = 0.072, 0.4
 _FAILED_M = 0.02
 _DIRECTIONS = 48
 
@@ -128,9 +130,9 @@ class PushReset(ObjectReset):
                 break
         else:
             raise HelpNeeded(f"the puck stands on its rim at {_at(here)}, out of reach")
-        options = self.bench.options
-        if motion.travel([*start, _TOPPLE_HEIGHT_M], 0.0, options.travel_speed_m_s):
-            motion.move_tool_to([*end, _TOPPLE_HEIGHT_M], None, options.contact_speed_m_s)
+        travel_m_s = self.bench.options.travel_speed_m_s
+        if motion.travel([*start, _TOPPLE_HEIGHT_M], 0.0, travel_m_s):
+            motion.move_tool_to([*end, _TOPPLE_HEIGHT_M], None, _TOPPLE_M_S, tolerance_m=0.02)
         motion.lift_off()
 
 

@@ -16,7 +16,7 @@ PUCK_HEIGHT_M = 0.04
 _REACH_M = (0.165, 0.2)
 _UPRIGHT_COS = 0.97
 # The tool's middle over the puck, so low that the fingers reach it: it would tip over.
-_OVER_M, _ON_TOP_M = 0.04, 0.056
+_OVER_M, _ON_TOP_M = 0.044, 0.056
 _UPRIGHT = np.array([0.0, 0.0, 0.0, 1.0])
 
 

@@ -2,9 +2,9 @@
 
 Where rclpy can be imported, nodes, messages and actions are its own. Elsewhere a runtime on the
 `cyclonedds` wheel offers the same few methods and the same wire format, so that either end of a
-topic may be a real ROS 2 node. Without a configuration of its own (``CYCLONEDDS_URI``) the embedded
-runtime stays on the loopback interface; ``ROBOT_RL_ROS_RUNTIME=embedded`` chooses it where rclpy
-is installed as well.
+topic may be a real ROS 2 node. Unless it is told another network, or ``CYCLONEDDS_URI`` is set, the
+embedded runtime stays on the loopback interface; ``ROBOT_RL_ROS_RUNTIME=embedded`` chooses it
+where rclpy is installed as well.
 
     node = make_node("robot", namespace="left")
     state = node.create_subscription(

@@ -11,7 +11,7 @@ from typing import Any
 
 from robot_rl.errors import StaleDataError
 from robot_rl.ros.runtime.actions import ActionClient, ActionServer
-from robot_rl.ros.runtime.dds import domain_from
+from robot_rl.ros.runtime.dds import LOOPBACK, domain_from
 from robot_rl.ros.runtime.node import Node
 from robot_rl.ros.runtime.types import have_rclpy
 
@@ -46,6 +46,7 @@ def make_node(
     *,
     namespace: str = "",
     domain_id: int | None = None,
+    network: str = LOOPBACK,
     parameters: Mapping[str, Any] | None = None,
 ) -> Any:
     """A node, rclpy's own where rclpy can be imported.
@@ -54,6 +55,8 @@ def make_node(
         name: name of the node.
         namespace: where its relative names stand.
         domain_id: the DDS domain; ``ROS_DOMAIN_ID`` by default.
+        network: where the embedded runtime's domain lies: ``loopback``, ``any``, or an interface's
+            name or address; ``CYCLONEDDS_URI`` overrules it, and rclpy has its own settings.
         parameters: values of parameters that override the declared ones.
 
     Raises:
@@ -62,7 +65,9 @@ def make_node(
     """
     init()
     if not have_rclpy():
-        return Node(name, namespace=namespace, domain_id=domain_id, parameters=parameters)
+        return Node(
+            name, namespace=namespace, domain_id=domain_id, network=network, parameters=parameters
+        )
     import rclpy
     from rclpy.parameter import Parameter
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import threading
 from collections.abc import Iterator
 from functools import cache
@@ -16,7 +17,10 @@ from robot_rl.errors import InvalidInputError, MissingDependencyError
 from robot_rl.ros.runtime.qos import QoS
 from robot_rl.ros.runtime.types import store
 
-LOOPBACK_CONFIG = (
+LOOPBACK = "loopback"
+"""The network that keeps the graph on this machine."""
+
+_LOOPBACK_CONFIG = (
     "<CycloneDDS><Domain Id='any'>"
     "<General><Interfaces><NetworkInterface address='127.0.0.1' multicast='false'/></Interfaces>"
     "<AllowMulticast>false</AllowMulticast><MaxMessageSize>65500B</MaxMessageSize></General>"
@@ -25,7 +29,6 @@ LOOPBACK_CONFIG = (
     "<Peers><Peer address='127.0.0.1'/></Peers></Discovery>"
     "</Domain></CycloneDDS>"
 )
-"""Keeps the graph on this machine; ``CYCLONEDDS_URI`` in the environment replaces it."""
 
 HEADER_BYTES = 16
 """A service's payload begins with its client's id and the call's number, 8 bytes each."""
@@ -57,6 +60,23 @@ def domain_from(given: int | None) -> int:
             f"the ROS domain is {text!r}, should be a whole number in [0, {_MOST_DOMAIN}]"
         )
     return int(text)
+
+
+def network_config(network: str) -> str:
+    """The configuration of a domain on ``network``: ``loopback``, ``any`` (what DDS finds), or
+    the name or address of one interface."""
+    if network == LOOPBACK:
+        return _LOOPBACK_CONFIG
+    if network == "any":
+        return "<CycloneDDS><Domain Id='any'/></CycloneDDS>"
+    if not re.fullmatch(r"[A-Za-z0-9_.:-]+", network):
+        raise InvalidInputError(
+            f"the network is {network!r}, should be loopback, any, or an interface's name or "
+            "address"
+        )
+    key = "address" if network[0].isdigit() else "name"
+    return (f"<CycloneDDS><Domain Id='any'><General><Interfaces><NetworkInterface {key}="
+            f"'{network}'/></Interfaces></General></Domain></CycloneDDS>")
 
 
 def topic_name(name: str) -> str:
@@ -157,31 +177,44 @@ def _qos(profile: QoS, user_data: str = "") -> Any:
 
 
 class Participant:
-    """This process in one domain, shared by its nodes."""
+    """This process in one domain, shared by its nodes.
+
+    The domain lies on ``network``, see :func:`network_config`, unless ``CYCLONEDDS_URI`` in the
+    environment says otherwise.
+    """
 
     _open: dict[int, Participant] = {}
     _lock = threading.Lock()
 
     @classmethod
-    def of(cls, domain_id: int) -> Participant:
+    def of(cls, domain_id: int, network: str = LOOPBACK) -> Participant:
         """The process's participant in that domain, made at the first call."""
         with cls._lock:
             found = cls._open.get(domain_id)
             if found is None:
-                found = cls._open[domain_id] = cls(domain_id)
+                found = cls._open[domain_id] = cls(domain_id, network)
+            if found.network != network:
+                raise InvalidInputError(
+                    f"domain {domain_id} is on the network {found.network!r} in this program, and "
+                    f"cannot be on {network!r} as well"
+                )
             found.users += 1
             return found
 
-    def __init__(self, domain_id: int) -> None:
+    def __init__(self, domain_id: int, network: str) -> None:
         dds = _cyclonedds()
         self.domain_id = domain_id
+        self.network = network
         self.users = 0
-        os.environ.setdefault("CYCLONEDDS_URI", LOOPBACK_CONFIG)
+        self._domain: Any = None
         try:
+            if not os.environ.get("CYCLONEDDS_URI"):
+                self._domain = dds.domain.Domain(domain_id, network_config(network))
             self.entity = dds.domain.DomainParticipant(domain_id)
         except dds.core.DDSException as error:
             raise InvalidInputError(
-                f"no DDS participant in domain {domain_id} ({error}); is CYCLONEDDS_URI right?"
+                f"no DDS participant in domain {domain_id} on the network {network!r} ({error}); "
+                "is there such an interface, and is CYCLONEDDS_URI right where it is set?"
             ) from None
         self._topics: dict[tuple[str, str, bool], Any] = {}
         self._graph: dict[str, _Endpoints] = {}
@@ -194,7 +227,9 @@ class Participant:
                 del self._open[self.domain_id]
                 self._topics.clear()
                 self._graph.clear()
-                del self.entity
+                close(self.entity)
+                if self._domain is not None:
+                    close(self._domain)
 
     def _topic(self, name: str, type_name: str, with_header: bool) -> Any:
         key = (name, type_name, with_header)

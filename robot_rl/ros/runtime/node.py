@@ -192,13 +192,14 @@ class Node:
         *,
         namespace: str = "",
         domain_id: int | None = None,
+        network: str = dds.LOOPBACK,
         parameters: Mapping[str, Any] | None = None,
     ) -> None:
         self._name = _check_name(name, "node name")
         self._namespace = "/" + namespace.strip("/")
         if namespace.strip("/"):
             _check_name(namespace, "namespace")
-        self.participant = dds.Participant.of(dds.domain_from(domain_id))
+        self.participant = dds.Participant.of(dds.domain_from(domain_id), network)
         self.executor = Executor(self.participant)
         self._given = dict(parameters or {})
         self._parameters: dict[str, Parameter] = {}

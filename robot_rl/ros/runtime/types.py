@@ -127,6 +127,9 @@ def store() -> Any:
     distribution = os.environ.get("ROS_DISTRO", "jazzy").lower()
     known = {str(entry.value).partition("_")[2]: entry for entry in Stores}
     types = get_typestore(known.get(distribution, Stores.ROS2_JAZZY))
+    # A char of a .msg file is a uint8 to ROS 2, and so it counts in the hash.
+    for name, (constants, fields) in types.fielddefs.items():
+        types.fielddefs[name] = (constants, [(f, _uint8_for_char(d)) for f, d in fields])
     _register(types, MESSAGES)
     texts: dict[str, str] = {}
     for name, (request, response) in SERVICES.items():
@@ -162,6 +165,15 @@ def _renamed(description: Any, known: dict[str, str]) -> Any:
         return (kind, known.get(what, what))
     if isinstance(what[0], tuple):
         return (kind, (_renamed(what[0], known), what[1]))
+    return description
+
+
+def _uint8_for_char(description: Any) -> Any:
+    kind, what = description
+    if isinstance(what, tuple):
+        if isinstance(what[0], tuple):
+            return (kind, (_uint8_for_char(what[0]), what[1]))
+        return (kind, ("uint8", what[1])) if what[0] == "char" else description
     return description
 
 
