@@ -82,7 +82,8 @@ class Session:
     def __init__(self, spec: RobotSpec) -> None:
         scene = SceneSpec((PUCK,))
         self.rigs: dict[str, Rig] = {
-            name: engine.make_rig(RigRequest(spec, scene)) for name, engine in ENGINES.items()
+            name: engine.make_rig(RigRequest(spec, scene, setpoint_period_s=PERIOD_S / ROWS))
+            for name, engine in ENGINES.items()
         }
         self.kinematics = Kinematics(spec)
         self.origin_m = np.array(spec.workspace_origin_m)
@@ -109,7 +110,7 @@ class Session:
             rows.append(self.q)
         tools = {}
         for name, rig in self.rigs.items():
-            rig.arm.command(JointSetpoints(np.array(rows), PERIOD_S / ROWS))
+            rig.arm.command(JointSetpoints(np.array(rows), rig.arm.period_s, at=rig.arm.sent()))
             rig.clock.sleep_until(rig.clock.now_s() + PERIOD_S)
             tools[name] = self.kinematics.forward(rig.arm.state(PERIOD_S).position_rad)[:3, 3]
         return tools
@@ -158,7 +159,7 @@ class Session:
             for _ in range(rounds):
                 start = time.process_time()
                 for _ in range(periods):
-                    rig.arm.command(JointSetpoints(rows, PERIOD_S / ROWS))
+                    rig.arm.command(JointSetpoints(rows, rig.arm.period_s, at=rig.arm.sent()))
                     rig.clock.sleep_until(rig.clock.now_s() + PERIOD_S)
                     rig.arm.state(PERIOD_S)
                     rig.tracker.body("puck", PERIOD_S)

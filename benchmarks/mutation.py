@@ -73,12 +73,13 @@ class Survivor:
         return f"{self.module} {self.function}\n    - {self.was}\n    + {self.now}"
 
 
-def modules_of(only: str | None) -> list[str]:
+def modules_of(only: list[str] | None) -> list[str]:
     """Paths of the modules to mutate."""
     names = sorted(path.stem for path in (REPO / "robot_rl" / "safety").glob("*.py"))
-    chosen = [name for name in names if name not in LEFT_OUT and only in (None, name)]
-    if not chosen:
-        raise SystemExit(f"no module {only!r} in robot_rl/safety; there are: {', '.join(names)}")
+    chosen = only or [name for name in names if name not in LEFT_OUT]
+    for name in chosen:
+        if name not in names:
+            raise SystemExit(f"no module {name!r} in robot_rl/safety; valid: {', '.join(names)}")
     return [f"robot_rl/safety/{name}.py" for name in chosen]
 
 
@@ -140,8 +141,10 @@ def run_mutmut(work: Path, children: int) -> None:
 def describe(work: Path, name: str) -> Survivor:
     """What a mutant changed."""
     shown = subprocess.run([sys.executable, "-m", "mutmut", "show", name], cwd=work,
-                           capture_output=True, text=True, check=True).stdout
-    lines = shown.splitlines()
+                           capture_output=True, text=True, check=False)
+    lines = shown.stdout.splitlines()
+    if not lines:
+        raise SystemExit(f"mutmut cannot show {name}: {shown.stderr[-500:]}")
 
     def changed(sign: str) -> str:
         return " ".join(line[1:].strip() for line in lines
@@ -206,7 +209,8 @@ def run(work: Path, args: argparse.Namespace) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", metavar="MODULE", help="of robot_rl/safety, e.g. filter")
+    parser.add_argument("--only", action="append", metavar="MODULE",
+                        help="of robot_rl/safety, e.g. filter; repeatable (default: all)")
     parser.add_argument("--tests", action="append", metavar="PATTERN",
                         help=f"repeatable (default: {' '.join(TESTS)})")
     parser.add_argument("--children", type=int, default=2, help="processes (default: 2)")

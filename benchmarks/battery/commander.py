@@ -173,7 +173,7 @@ class Commander:
         self.say("closed")
 
     def _do_go(self, seed: int, speed: float) -> None:
-        self.policy = Policy(seed, speed)
+        self.policy, self.next_action = Policy(seed, speed), None
         self._beat_late_s = 0.0
         self.env.reset(seed=seed)
         self.running = True
@@ -261,7 +261,9 @@ class Commander:
             hang_s, self.hang_s = self.hang_s, 0.0
             time.sleep(hang_s)
         action = self.policy.act(tool, env.control_hz)
-        kind, self.next_action = self.next_action, None
+        kind = self.next_action
+        if kind is None or not kind.endswith("_forever"):
+            self.next_action = None
         try:
             if kind is None:
                 env.step(action)
@@ -272,14 +274,16 @@ class Commander:
             if kind is not None and env.safety.held is None:
                 self.say("refused", error=str(error), kind=name,
                          refused=env.safety.counters.refused)
+                if kind.endswith("_forever"):
+                    time.sleep(env.period_s)
                 return
-            self.running = False
+            self.running, self.next_action = False, None
             self.say("stopped", error=str(error), kind=name)
 
     def _spoilt(self, kind: str, action: Any) -> None:
         env = self.env
         began_s = time.monotonic()
-        if kind == "nan":
+        if kind.startswith("nan"):
             action = action.copy()
             action[int(self._rng.integers(3))] = self._rng.choice([np.nan, np.inf, -np.inf])
         elif kind == "shape":

@@ -140,7 +140,10 @@ def main() -> int:
     options_of = {"intera": InteraOptions, "franka": FrankaOptions}[kind]
     types = {each.name: type(each.default) for each in fields(options_of)}
     given = dict(word.split("=", 1) for word in words)
-    options = options_of(**{key: types[key](value) for key, value in given.items()})
+    options = options_of(**{
+        key: value == "1" if types[key] is bool else types[key](value)
+        for key, value in given.items()
+    })
 
     def ready(values: Mapping[str, Any]) -> None:
         print(json.dumps({"ready": True, **values}), flush=True)

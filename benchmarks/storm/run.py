@@ -298,7 +298,7 @@ class Storm:
                 target[joint] = rng.choice([low[joint], high[joint]])
             elif kind == 2:
                 target = self.safety.posture((0.0, 0.0, 0.2))
-            speed = float(rng.choice([0.05, 0.2, 1.0]))
+            speed = float(rng.choice([1e-6, 0.003, 0.01, 0.05, 0.2, 0.2, 1.0, 1.0]))
             for _ in range(int(rng.integers(1, 40))):
                 outcome = self._offer("joints", lambda t=target, s=speed:  # type: ignore[misc]
                                       self.safety.move_joints(t, 0.1, s))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from robot_rl.errors import LateCommandError
 from robot_rl.interfaces import Arm, ArmStatus, Array, JointSetpoints, JointState
 
 
@@ -29,9 +30,11 @@ class DelayedArm:
         what was on its way. The arm is at rest."""
         if not latency_s >= 0.0:
             raise ValueError(f"latency is {latency_s} s, should be >= 0")
-        self._end = self.sent()
+        self._empty()
         self._late = round(latency_s / self.period_s)
-        self._rest = None
+
+    def _empty(self) -> None:
+        self._end, self._rest = self.sent(), None
 
     def state(self, max_age_s: float) -> JointState:
         return self._arm.state(max_age_s)
@@ -43,19 +46,18 @@ class DelayedArm:
 
     def command(self, setpoints: JointSetpoints) -> JointSetpoints:
         at, now = setpoints.at, self._arm.sent()
+        if at < self.sent():
+            raise LateCommandError(f"row {at} is too late, {self.sent()} were sent")
         if self._rest is None:
             # Nothing is on its way: the arm stays where it is until the first row comes through.
-            self._shift = now + self._late - at
-            waiting, begin = np.repeat(self._arm.state(np.inf).position_rad[None], self._late, 0), now
-        elif at == self._end:
+            self._shift = now - at
+            self._rest = self._arm.state(np.inf).position_rad
+        begin, pause = at + self._shift, 0
+        if at == self._end:
             # After a pause the line is filled with rest.
-            begin = at + self._shift
             pause = max(0, now + self._late - begin)
-            waiting = np.repeat(self._rest[None], pause, axis=0)
             self._shift += pause
-        else:
-            waiting, begin = setpoints.position_rad[:0], at + self._shift
-        rows = np.concatenate([waiting, setpoints.position_rad])
+        rows = np.concatenate([np.repeat(self._rest[None], pause, axis=0), setpoints.position_rad])
         self._arm.command(JointSetpoints(rows, setpoints.period_s, at=begin))
         self._rest = setpoints.position_rad[-1]
         self._end = at + len(setpoints.position_rad)
@@ -66,6 +68,7 @@ class DelayedArm:
 
     def recover(self) -> None:
         self._arm.recover()
+        self._empty()
 
     def get_state(self) -> dict[str, Any]:
         """The delay and what is known of the rows still on their way."""

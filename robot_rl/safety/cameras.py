@@ -60,8 +60,8 @@ class StreamingCamera(Camera, Protocol):
 class CameraWatchConfig:
     """When a camera counts as lost.
 
-    ``rate_hz`` is the rate it should have; the largest age follows from it unless given: 0.15 s,
-    or two and a half periods of a camera slower than 17 Hz. ``shape`` is what its frames should
+    ``rate_hz`` is the rate it should have; the largest age follows from it unless given: 0.12 s,
+    or two and a half periods of a camera slower than 21 Hz. ``shape`` is what its frames should
     have, that of the first one if None. ``frozen_frames`` equal pictures in a row are accepted
     (None: any number), and none for longer than ``frozen_s`` [s]. Brightness is the mean of the
     pixels in [0, 255], and counts where ``bad_frames`` in a row are beyond it. ``max_skew_s`` is
@@ -113,9 +113,10 @@ class CameraWatchConfig:
 
 
 def max_age_for(rate_hz: float) -> float:
-    """The largest age [s] of the newest frame of a camera of this rate: with 0.15 s a lost camera
-    stops the arm within 0.2 s; one slower than 17 Hz needs two and a half of its periods."""
-    return max(0.15, 2.5 / rate_hz)
+    """The largest age [s] of the newest frame of a camera of this rate: with 0.12 s a lost camera
+    makes the arm brake within 0.2 s, a watchdog's period and the rows that cannot be changed any
+    more included; one slower than 21 Hz needs two and a half of its periods."""
+    return max(0.12, 2.5 / rate_hz)
 
 
 def fingerprint(image: NDArray[np.uint8]) -> int:

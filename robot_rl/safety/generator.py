@@ -20,6 +20,8 @@ from ruckig import (
 
 from robot_rl.interfaces import Array
 
+# What is raised where there is none, the latter where it would take hours.
+_NO_MOTION = (RuckigError, ValueError)
 # A joint that has next to nowhere to go may still be moved at this speed [rad/s].
 _LEAST_RAD_S = 0.02
 # Shorter ways [rad] are none, and so are smaller parts of the longest one.
@@ -74,7 +76,7 @@ class Generator:
                 path = self._sampled(rows)
                 count = self._solve(self._stop, path[-1])
                 path = np.concatenate([path, self._sampled(count)])
-        except RuckigError:
+        except _NO_MOTION:
             return None
         spare = max(1, rows + 2 - len(path))
         return np.concatenate([path[:-1], resting(path[-1], spare)])
@@ -83,7 +85,7 @@ class Generator:
         """Rows from ``state`` (3, n) to rest, as soon as can be, or None where none were found."""
         try:
             path = self._sampled(self._solve(self._stop, state))
-        except RuckigError:
+        except _NO_MOTION:
             return None
         return np.concatenate([path[:-1], resting(path[-1])])
 

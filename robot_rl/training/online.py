@@ -60,10 +60,13 @@ from robot_rl.training.setup import (
     check_seed,
     dataset_info,
     default_relabelling,
+    learn_resets,
     new_agent,
     own_task,
     read_options,
 )
+
+RESETS = ("auto", "scene", "arm", "learned")
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,11 @@ class TrainConfig:
                                                            "practice"})
     exploration: str = field(default="sample", metadata={"help": "sample: draw actions from the "
                                                          "policy; mean: take its mean"})
+    resets: str = field(default="auto", metadata={"help": "who brings things back between "
+                                                  "episodes: scene (the simulator), arm (the "
+                                                  "robot), learned (the agent, and the robot's "
+                                                  "script where it fails) or auto (the simulator "
+                                                  "where there is one)"})
     eval_every: int = field(default=0, metadata={"help": "evaluate after this many steps; "
                                                  "0: only at the end"})
     eval_episodes: int = field(default=20, metadata={"help": "episodes of each evaluation"})
@@ -118,6 +126,8 @@ class TrainConfig:
             raise unknown_name("exploration", self.exploration, ("sample", "mean"))
         if self.agent and self.agent not in AGENTS:
             raise unknown_name("agent", self.agent, AGENTS)
+        if self.resets not in RESETS:
+            raise unknown_name("resets", self.resets, RESETS)
 
 
 @dataclass
@@ -158,7 +168,7 @@ def train(
     """
     set_threads(config.threads, config.device)
     agent, env, data = _starting_point(config, env, agent_overrides or {})
-    world = env.make()
+    world = env.make(resets="arm" if config.resets == "learned" else config.resets)
     try:
         sizes = _sizes(world)
         _check_recorded(data, env.task, sizes)
@@ -172,6 +182,8 @@ def train(
                 f"the agent has observation, goal and action sizes {found}; the task {env.task} "
                 f"has {sizes}"
             )
+        if config.resets == "learned":
+            learn_resets(world, agent)
         relabelling = relabelling or default_relabelling(agent.name, agent.goal_dim)
         offline = _offline(agent, data, env.task, relabelling)
         if fresh and len(offline):
@@ -259,8 +271,10 @@ def resume_train(
     offline = _offline(agent, config.data, env.task, relabelling, recorded_episodes(trainer))
     writer, episodes = DatasetWriter.reopen(Path(run_path) / "practice", trainer["episodes"])
     online = _online(agent, config.data, env.task, relabelling, episodes)
-    world = env.make()
+    world = env.make(resets="arm" if config.resets == "learned" else config.resets)
     try:
+        if config.resets == "learned":
+            learn_resets(world, agent)
         # The environment's generator is made at the first reset; its state is then put back.
         world.reset(seed=config.seed)
         restore_generator(world.unwrapped.np_random, trainer["env_rng"], checkpoint)

@@ -13,6 +13,7 @@ from robot_rl.agents.base import Agent
 from robot_rl.data import DatasetInfo, Relabelling
 from robot_rl.envs.external import is_external, make_external
 from robot_rl.envs.factory import make_env
+from robot_rl.envs.resets import ArmResetter, LearnedResetter
 from robot_rl.envs.tasks import TASKS, make_task
 from robot_rl.errors import InvalidInputError
 from robot_rl.training.evaluate import unwrap
@@ -40,11 +41,13 @@ class EnvChoice:
                   "action_bias=0.05"},
     )
 
-    def make(self, *, render_mode: str | None = None, obs: str = "state") -> (
-        gymnasium.Env[Any, Any]
-    ):
-        """The environment."""
+    def make(
+        self, *, render_mode: str | None = None, obs: str = "state", resets: str = "auto"
+    ) -> gymnasium.Env[Any, Any]:
+        """The environment; ``resets`` as in :func:`robot_rl.envs.make_env`."""
         if is_external(self.task):
+            if resets == "arm":
+                raise InvalidInputError(f"the task {self.task} has no arm that could reset it")
             if self.randomize:
                 raise InvalidInputError(f"the task {self.task} cannot be randomised from here")
             return make_external(self.task, render_mode=render_mode)
@@ -56,6 +59,7 @@ class EnvChoice:
             control_hz=self.control_hz,
             randomization=self.randomize or None,
             render_mode=render_mode,
+            resets=resets,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -88,6 +92,13 @@ def dataset_info(
         cameras=cameras,
         software=f"robot_rl {__version__}",
     )
+
+
+def learn_resets(world: gymnasium.Env[Any, Any], agent: Agent) -> None:
+    """Let ``agent`` bring things back in ``world``, where the arm resets by a script so far."""
+    inner = unwrap(world)
+    assert inner is not None and isinstance(inner.resetter, ArmResetter)
+    inner.resetter = LearnedResetter(inner, agent, inner.resetter)
 
 
 def check_seed(seed: int) -> None:

@@ -29,7 +29,10 @@ STIFFNESS_RAD_S = 40.0
 JUMP_RAD = 0.1
 JUMP_M = 0.06
 """A target further than this from the one followed is a jump."""
+REFERENCE_SPEED = 0.9
+"""Share of the joints' largest speed at which the arm closes a distance at most."""
 SPEED_MARGIN = 1.05
+"""A joint faster than this share of its largest speed is a reflex."""
 SAFE_STRETCH_RAD = 0.03
 DEFAULT_FORCE_N = 60.0
 TARGET_TIMEOUT_S = 0.5
@@ -181,7 +184,9 @@ class FrankaController:
 
     def _towards(self, goal: Array, step_s: float) -> None:
         share = 1.0 - np.exp(-STIFFNESS_RAD_S * step_s)
-        self.reference = self.reference + share * (goal - self.reference)
+        # Targets that came while this process was kept waiting are no reason to rush.
+        most = REFERENCE_SPEED * self._speed * step_s
+        self.reference = self.reference + np.clip(share * (goal - self.reference), -most, most)
 
     def _towards_pose(self, step_s: float) -> None:
         goal = self.reference

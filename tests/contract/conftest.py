@@ -128,6 +128,7 @@ def _ros1(name: str, robots: Robots) -> Iterator[Bench]:
     from tests.drivers.intera import intera_rig
 
     sim, _ = robots.sawyer()
+    sim.heal()
     camera = "ros1:/robot_rl/cameras/front/image_raw?still=1"
     with intera_rig(sim, _TASK, camera=camera) as rig:
         bench = Bench(name, rig)
@@ -151,6 +152,7 @@ def _ros2(name: str, robots: Robots) -> Iterator[Bench]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROBOT_RL_ROS_RUNTIME", "embedded")
         sim = robots.franka()
+        sim.ask(fault="clear")
         rig = make_rig(RigRequest(
             load_robot("fr3"), make_task(_TASK).scene(),
             options={"domain_id": str(sim.domain_id), "max_gap_s": "1"},

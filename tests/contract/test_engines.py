@@ -14,7 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robot_rl.errors import InvalidInputError, MissingDependencyError, StaleDataError
+from robot_rl.errors import (
+    InvalidInputError,
+    LateCommandError,
+    MissingDependencyError,
+    StaleDataError,
+)
 from robot_rl.interfaces import (
     Arm,
     BodyState,
@@ -92,9 +97,18 @@ ROOM = SceneSpec((PUCK, CUBE, CABINET, DRAWER, DOOR), CAMERAS, ("goal",))
 
 
 def make_rig(engine: str, robot: str, scene: SceneSpec = PUSH, **options: Any) -> Rig:
+    """A rig whose set-points come every 25 ms unless another ``setpoint_period_s`` is given."""
     module = importlib.import_module(f"robot_rl_sim.{engine}_engine")
+    options.setdefault("setpoint_period_s", 0.025)
     rig: Rig = module.make_rig(RigRequest(load_robot(robot), scene, **options))
     return rig
+
+
+def send(rig: Rig, rows: Any) -> JointSetpoints:
+    """Rows (k, n) from the next one on."""
+    return rig.arm.command(
+        JointSetpoints(np.asarray(rows), rig.arm.period_s, at=rig.arm.sent())
+    )
 
 
 class Hand:
@@ -130,7 +144,7 @@ class Hand:
             for _ in range(2):
                 self.q, _ = self.kinematics.step(self.q, self.target)
             setpoints.append(self.q)
-        self.rig.arm.command(JointSetpoints(np.array(setpoints), 0.1 / rows))
+        send(self.rig, setpoints)
         self.rig.clock.sleep_until(self.rig.clock.now_s() + 0.1)
         return self.rig.arm.state(0.0).position_rad
 
@@ -148,7 +162,7 @@ class Hand:
                 for _ in range(3):
                     self.q, _ = self.kinematics.step(self.q, self.target)
                 setpoints.append(self.q)
-            self.rig.arm.command(JointSetpoints(np.array(setpoints), 0.025))
+            send(self.rig, setpoints)
             self.rig.clock.sleep_until(self.rig.clock.now_s() + 0.1)
 
     def wait(self, time_s: float) -> None:
@@ -222,7 +236,7 @@ def test_time_passes_only_in_sleep(push_rig: Rig):
     hand = Hand(push_rig)
     hand.place((0.0, 0.0, 0.1))
     now = push_rig.clock.now_s()
-    push_rig.arm.command(JointSetpoints(np.tile(hand.q + 0.01, (4, 1)), 0.025))
+    send(push_rig, np.tile(hand.q + 0.01, (4, 1)))
     push_rig.gripper.command(1.0)
     before = everything(push_rig)
     assert push_rig.clock.now_s() == now
@@ -243,9 +257,10 @@ def test_commands_say_what_was_sent(push_rig: Rig):
     hand = Hand(push_rig)
     q = hand.place((0.0, 0.0, 0.1))
     rows = np.tile(q, (3, 1))
-    sent = push_rig.arm.command(JointSetpoints(rows, 0.02))
+    sent = send(push_rig, rows)
     np.testing.assert_array_equal(sent.position_rad, rows)
-    assert sent.period_s == 0.02
+    assert sent.period_s == push_rig.arm.period_s == 0.025
+    assert sent.at == push_rig.arm.sent()
     rows += 1.0
     assert (sent.position_rad == q).all()
     assert push_rig.gripper.command(0.3) == 0.3
@@ -264,10 +279,10 @@ def test_bad_input_is_refused_and_changes_nothing(push_rig: Rig):
     infinite[0, 0] = np.inf
     for rows in (q, np.zeros((0, n)), np.zeros((2, n - 1)), not_finite, infinite):
         with pytest.raises(InvalidInputError, match="position_rad"):
-            push_rig.arm.command(JointSetpoints(rows, 0.02))
-    for period in (0.0, -0.1, np.nan, np.inf):
-        with pytest.raises(InvalidInputError, match="period_s"):
-            push_rig.arm.command(JointSetpoints(np.tile(q, (2, 1)), period))
+            send(push_rig, rows)
+    for period in (0.0, -0.1, np.nan, np.inf, 0.02, 0.0250001):
+        with pytest.raises(InvalidInputError, match=r"period_s is .*, should be the arm's, 0.025"):
+            push_rig.arm.command(JointSetpoints(np.tile(q, (2, 1)), period, at=push_rig.arm.sent()))
     with pytest.raises(InvalidInputError, match="opening"):
         push_rig.gripper.command(np.nan)
     with pytest.raises(InvalidInputError, match="time_s"):
@@ -358,44 +373,83 @@ def test_the_arm_follows_a_steady_motion_without_lag(push_rig: Rig):
     assert np.linalg.norm(hand.tool() + hand.origin - hand.target[:3, 3]) < 1e-3
 
 
-@pytest.mark.parametrize("period_s", [0.005, 0.02, 0.001, 0.012, 0.0333])
-def test_setpoints_come_at_their_period(push_rig: Rig, period_s: float):
-    hand = Hand(push_rig)
+@pytest.mark.parametrize(("asked_s", "period_s"), [(0.005, 0.005), (0.02, 0.02), (0.001, 0.005),
+                                                   (0.012, 0.01), (0.0333, 0.035)])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_setpoints_come_at_their_period(engine: str, asked_s: float, period_s: float):
+    rig = make_rig(engine, "panda", setpoint_period_s=asked_s)
+    assert rig.arm.period_s == pytest.approx(period_s, abs=1e-12), "whole physics steps"
+    hand = Hand(rig)
     q = hand.place((0.0, 0.0, 0.15))
     rows = q + np.linspace(0.0, 0.02, 9)[1:, None]
-    push_rig.arm.command(JointSetpoints(rows, period_s))
-    hand.wait(8 * period_s)
-    late = push_rig.arm.state(0.0).position_rad
-    hand.wait(0.3)
+    before = rig.arm.sent()
+    send(rig, rows)
+    for k in range(8):
+        assert rig.arm.sent() == before + k
+        hand.wait(period_s)
+    late = rig.arm.state(0.0).position_rad
+    hand.wait(0.2)
     # After the last one the arm stays there.
-    np.testing.assert_allclose(push_rig.arm.state(0.0).position_rad, rows[-1], atol=1e-4)
+    assert rig.arm.sent() == before + 8
+    np.testing.assert_allclose(rig.arm.state(0.0).position_rad, rows[-1], atol=1e-4)
     if period_s >= 0.01:
         np.testing.assert_allclose(late, rows[-1], atol=5e-3)
+    rig.close()
 
 
-def test_a_new_command_replaces_the_rest_of_the_old_one(push_rig: Rig):
+def test_a_new_command_takes_over_at_its_row(push_rig: Rig):
     hand = Hand(push_rig)
     q = hand.place((0.0, 0.0, 0.15))
-    push_rig.arm.command(JointSetpoints(q + np.linspace(0, 0.1, 11)[1:, None], 0.05))
+    begun = push_rig.arm.sent()
+    send(push_rig, q + np.linspace(0, 0.1, 21)[1:, None])
     hand.wait(0.12)
-    push_rig.arm.command(JointSetpoints(q[None] + 0.02, 0.05))
+    # Four rows are over and the fifth has begun.
+    assert push_rig.arm.sent() == begun + 5
+    with pytest.raises(LateCommandError, match=rf"row {begun + 4} is too late, {begun + 5} were"):
+        push_rig.arm.command(JointSetpoints(q[None], 0.025, at=begun + 4))
+    with pytest.raises(InvalidInputError, match=rf"row {begun + 21} leaves a gap after row"):
+        push_rig.arm.command(JointSetpoints(q[None], 0.025, at=begun + 21))
+    push_rig.arm.command(JointSetpoints(q[None] + 0.02, 0.025, at=begun + 6))
+    hand.wait(0.005)
+    assert push_rig.arm.sent() == begun + 5
     hand.wait(0.5)
+    assert push_rig.arm.sent() == begun + 7
     np.testing.assert_allclose(push_rig.arm.state(0.0).position_rad, q + 0.02, atol=1e-4)
+    assert push_rig.arm.status().ready and push_rig.arm.lead_rows == 0
+    push_rig.arm.recover()
+
+
+def test_placing_the_arm_forgets_its_rows_but_not_their_count(push_rig: Rig):
+    hand = Hand(push_rig)
+    q = hand.place((0.0, 0.0, 0.15))
+    begun = push_rig.arm.sent()
+    send(push_rig, q + np.linspace(0, 0.1, 21)[1:, None])
+    hand.wait(0.1)
+    q = hand.place((0.0, 0.0, 0.15))
+    hand.wait(0.5)
+    assert push_rig.arm.sent() == begun + 4
+    np.testing.assert_allclose(push_rig.arm.state(0.0).position_rad, q, atol=1e-5)
 
 
 def test_the_time_may_be_cut_anywhere(push_rig: Rig):
     hand = Hand(push_rig)
     q = hand.place((0.0, 0.0, 0.15))
     rows = q + np.linspace(0.0, 0.05, 5)[1:, None]
-    push_rig.arm.command(JointSetpoints(rows, 0.025))
+    send(push_rig, rows)
     push_rig.gripper.command(0.06)
     hand.wait(0.1)
     whole = everything(push_rig)
     hand.place((0.0, 0.0, 0.15))
-    push_rig.arm.command(JointSetpoints(rows, 0.025))
+    begun = push_rig.arm.sent()
+    send(push_rig, rows)
     push_rig.gripper.command(0.06)
     for part in (0.005, 0.03, 0.015, 0.05):
         hand.wait(part)
+        # What is commanded anew to the bit changes nothing, in the middle of a row either.
+        arm = push_rig.arm
+        done = arm.sent() - begun
+        if done < len(rows):
+            send(push_rig, rows[done:])
     np.testing.assert_array_equal(everything(push_rig), whole)
 
 
@@ -596,8 +650,9 @@ def test_a_restored_state_continues_bit_for_bit(room: Rig):
     act_at_random(hand, 3, 8)
     # In the middle of a stream of set-points, with the fingers on their way.
     room.gripper.command(0.7)
-    room.arm.command(JointSetpoints(hand.q + np.linspace(0, 0.03, 6)[1:, None], 0.02))
-    hand.wait(0.05)
+    send(room, hand.q + np.linspace(0, 0.03, 6)[1:, None])
+    hand.wait(0.06)
+    sent = room.arm.sent()
     q, target, now = hand.q.copy(), hand.target.copy(), room.clock.now_s()
     saved = {name: np.array(array) for name, array in scene.save_state().items()}
     at_save = everything(room)
@@ -610,6 +665,7 @@ def test_a_restored_state_continues_bit_for_bit(room: Rig):
             act_at_random(hand, 5, 3)
         scene.restore_state(saved)
         np.testing.assert_array_equal(everything(room), at_save)
+        assert room.arm.sent() == sent
         assert room.clock.now_s() == now
         hand.q, hand.target = q.copy(), target.copy()
         hand.wait(0.05)

@@ -99,7 +99,8 @@ def test_the_arm_follows_rows(robot: Any, rig: Callable[..., Rig], until: Until,
         motion = swing(arm, way)
         arm.command(motion)
         end = motion.position_rad[-1]
-        assert until(lambda end=end: np.abs(arm.state(0.5).position_rad - end).max() < 2e-3)
+        there = until(lambda end=end: np.abs(arm.state(1.0).position_rad - end).max() < 2e-3)
+        assert there, (arm.status(), arm.sent(), robot.ask())
     assert robot.ask()["reflexes"] == before
     assert until(lambda: np.abs(arm.state(0.5).velocity_rad_s).max() < 0.02)
 
@@ -116,8 +117,9 @@ def test_each_row_goes_out_once_in_order_at_its_beat(rig: Callable[..., Rig], un
     sent = arm.sent()
     arm.command(motion)
     wanted = motion.position_rad
-    assert until(lambda: arm.sent() - sent >= arm.lead_rows + len(wanted) and
-                 len(heard) >= arm.lead_rows + len(wanted))
+    count = arm.lead_rows + len(wanted)
+    complete = until(lambda: arm.sent() - sent >= count and len(heard) >= count)
+    assert complete, (arm.status(), arm.sent() - sent, len(heard), count)
     rows = np.array([row for _, row in heard])[-len(wanted):]
     assert np.allclose(rows, wanted, atol=1e-12)
     gaps = np.diff([when for when, _ in heard])

@@ -16,12 +16,18 @@ import pytest
 
 from robot_rl.envs.tasks import make_task
 from robot_rl.errors import InvalidInputError, StaleDataError
-from robot_rl.interfaces import Sensor
+from robot_rl.interfaces import ForceSensor, JointState, Sensor
+from robot_rl.specs import load_robot
 from robot_rl_drivers.clock import MonotonicClock
-from robot_rl_drivers.sensors.factory import make_sensors, sensor_options
+from robot_rl_drivers.sensors.factory import make_force, make_sensors, sensor_options
 from robot_rl_drivers.sensors.latest import Latest
 from robot_rl_drivers.sensors.serial_line import SerialSensor
-from robot_rl_drivers.sensors.topics import TopicSensor, TopicWrench
+from robot_rl_drivers.sensors.topics import (
+    VALUE_TYPE,
+    WRENCH_TYPE,
+    TopicSensor,
+    TopicWrench,
+)
 
 pytest.importorskip("serial")
 
@@ -389,3 +395,93 @@ def _has(latest: Latest[Any]) -> bool:
     except StaleDataError:
         return False
     return True
+
+
+class Still:
+    """An arm at home."""
+
+    def __init__(self) -> None:
+        self.spec = load_robot("panda")
+
+    def state(self, max_age_s: float) -> JointState:
+        return JointState(np.array(self.spec.home_rad), np.zeros(7), 0.0)
+
+
+def test_a_wrist_sensor_on_a_topic_is_mounted_and_zeroed():
+    wire = Wire()
+    clock = StillClock()
+    force = make_force("topic:/ft,axes=base,sign=-1", Still(), clock, wire.subscribe)
+    assert isinstance(force, ForceSensor)
+    stamp = [0]
+
+    def publish(time_s: float) -> None:
+        # A reading every millisecond of the clock that zero() waits on.
+        clock.time_s = max(clock.time_s, time_s)
+        stamp[0] += 1
+        wire.send("/ft", wrench_message(signal[0], 1, stamp[0], 2))
+
+    clock.sleep_until = publish  # type: ignore[method-assign]
+    signal = [[1.0, 2.0, 3.0, 0.1, 0.2, 0.3]]
+    publish(10.0)
+    np.testing.assert_array_equal(force.wrench(1.0).force_n, [-1.0, -2.0, -3.0])
+    force.zero()
+    signal[0] = [1.0, 2.0, 13.0, 0.1, 0.2, 0.3]
+    publish(clock.time_s)
+    np.testing.assert_allclose(force.wrench(1.0).force_n, [0.0, 0.0, -10.0], atol=1e-12)
+    force.close()
+    assert wire.ended == ["/ft"]
+    # Where the sensor is matters for the torque: above the tool, which points down.
+    wire = Wire()
+    mounted = make_force("topic:/ft,axes=base,z=-0.1", Still(), StillClock(), wire.subscribe)
+    wire.send("/ft", wrench_message([10.0, 0.0, 0.0, 0.0, 0.0, 0.0], 1, 1, 1))
+    np.testing.assert_allclose(mounted.wrench(1.0).torque_nm, [0.0, 1.0, 0.0], atol=0.02)
+
+
+@pytest.mark.parametrize(("source", "says"), [
+    ("robot7", "valid: topic:/NAME"), ("topic:ft", "valid: topic"), ("topic:/ft,w=1", "valid: x"),
+    ("topic:/ft,z=up", "should be a number"), ("topic:/ft,axes=world", "valid: base, tool"),
+    ("topic:/ft,sign=2", "sign"),
+])
+def test_a_wrist_sensor_that_makes_no_sense_is_refused(source, says):
+    with pytest.raises(InvalidInputError, match=says):
+        make_force(source, Still(), StillClock(), Wire().subscribe)
+    with pytest.raises(InvalidInputError):
+        make_force("topic:/ft", Still(), StillClock(), None)
+
+
+def test_readings_come_over_real_ros_2_topics(monkeypatch):
+    pytest.importorskip("cyclonedds")
+    pytest.importorskip("rosbags")
+    monkeypatch.setenv("ROBOT_RL_ROS_RUNTIME", "embedded")
+    from robot_rl.ros.runtime import SENSOR_DATA, Spinner, destroy, make_node, message, native
+    from robot_rl_drivers.franka.transport import subscriber
+    from tests.drivers.conftest import free_domain
+
+    node = make_node("sensor_test", domain_id=free_domain())
+    spinner = Spinner(node)
+    clock = MonotonicClock()
+    try:
+        sensor = TopicSensor("contact", "", clock, subscriber(node))
+        source = TopicWrench(clock, subscriber(node), "/ft")
+        value, wrench = (message(kind) for kind in (VALUE_TYPE, WRENCH_TYPE))
+        values = node.create_publisher(value, "/robot_rl/sensors/contact", native(SENSOR_DATA))
+        wrenches = node.create_publisher(wrench, "/ft", native(SENSOR_DATA))
+        sent, felt = value(), wrench()
+        sent.data = 1.0
+        felt.wrench.force.z = -4.5
+
+        def heard() -> bool:
+            felt.header.stamp.nanosec = (felt.header.stamp.nanosec + 1) % 10**9
+            values.publish(sent)
+            wrenches.publish(felt)
+            try:
+                return sensor.read(1.0).value == 1.0 and source.wrench(1.0).force_n[2] == -4.5
+            except StaleDataError:
+                return False
+
+        assert eventually(heard)
+        sensor.close()
+        source.close()
+    finally:
+        spinner.close()
+        destroy(node)

@@ -39,11 +39,14 @@ def test_pushes_have_no_jump_at_the_dead_zone_and_no_more_than_the_scale():
 
 
 @pytest.mark.parametrize(
-    ("heading", "expected"),
-    [(0, [1, 0, 0.5]), (90, [0, 1, 0.5]), (180, [-1, 0, 0.5]), (-90, [0, -1, 0.5])],
+    ("heading", "forward", "left"),
+    [(0, [1, 0], [0, 1]), (90, [0, 1], [-1, 0]), (180, [-1, 0], [0, -1]),
+     (-90, [0, -1], [1, 0])],
 )
-def test_forward_is_where_the_operator_looks(heading, expected):
-    assert to_workspace(np.array([1.0, 0.0, 0.5]), heading) == pytest.approx(expected, abs=1e-12)
+def test_forward_is_where_the_operator_looks(heading, forward, left):
+    for push, expected in (([1.0, 0.0, 0.5], forward), ([0.0, 1.0, 0.5], left)):
+        moved = to_workspace(np.array(push), heading)
+        assert moved == pytest.approx([*expected, 0.5], abs=1e-12)
 
 
 def test_devices_are_found_by_name():

@@ -140,6 +140,33 @@ def test_the_hash_of_a_service_covers_request_response_and_event(
             function.cache_clear()
 
 
+def test_layouts_follow_the_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As rosidl of Jazzy generates it.
+    assert types.type_hash("controller_manager_msgs/srv/ListControllers") == (
+        "RIHS01_4f8e36bb1fa5afdeba45c2d56ae6a2097b1493a253f961dd6290c085033bd189"
+    )
+    monkeypatch.setenv("ROS_DISTRO", "humble")
+    types.store.cache_clear()
+    try:
+        humble = types.store()
+        name = "controller_manager_msgs/srv/SwitchController_Request"
+        fields = [field for field, _ in humble.get_msgdef(name).fields]
+        assert fields[2:4] == ["start_controllers", "stop_controllers"]
+    finally:
+        types.store.cache_clear()
+
+
+def test_fields_that_a_later_release_appended_are_passed_over() -> None:
+    switch = "controller_manager_msgs/srv/SwitchController"
+    name = f"{switch}_Response"
+    answer = types.serialize(runtime.service(switch).Response(ok=True), name)
+    assert types.deserialize(answer + b"\0\0\0\x05\0\0\0fine\0", name).ok
+    with pytest.raises(InvalidInputError, match="received bytes are no"):
+        types.deserialize(b"\0\1\0\0", name)
+    with pytest.raises(InvalidInputError, match="received bytes are no"):
+        types.deserialize(types.serialize(joints(), JOINTS) + bytes(8), JOINTS)
+
+
 def test_names_on_the_wire(node: Callable[..., Any]) -> None:
     one = node("arm", namespace="left")
     one.create_publisher(runtime.message(JOINTS), "joint_states", runtime.DEFAULT)
@@ -186,7 +213,10 @@ def test_a_request_is_led_by_sixteen_bytes() -> None:
     assert packed[:4] == plain[:4] == b"\x00\x01\x00\x00"
     assert packed[4:20] == (2**64 - 2).to_bytes(8, "little") + (5).to_bytes(8, "little")
     assert packed[20:] == plain[4:]
-    assert services.unpack(packed, name)[:2] == (2**64 - 2, 5)
+    assert services.caller(packed) == (2**64 - 2, 5)
+    assert services.unpack(packed, name).message == "yes"
+    with pytest.raises(InvalidInputError, match="too few"):
+        services.caller(packed[:15])
 
 
 @pytest.mark.parametrize(("name", "full"), [

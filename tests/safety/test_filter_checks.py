@@ -13,6 +13,8 @@ from robot_rl.safety.config import SafetyConfig
 from robot_rl.specs import load_robot
 
 PERIOD_S = 0.01
+FREE = {"max_speed_m_s": 1.7, "velocity_fraction": 1.0, "acceleration_fraction": 1.0,
+        "jerk_fraction": 1.0, "torque_fraction": 1.0, "ramp_s": 1e-4}
 ROBOTS = ("fr3", "panda", "sawyer")
 WIDE = {"box_min_m": (-9.0,) * 3, "box_max_m": (9.0,) * 3}
 
@@ -61,6 +63,122 @@ def test_a_plan_knows_where_its_rows_stand():
     assert HISTORY == 3
 
 
+def test_a_plan_knows_its_states():
+    rows, poses = np.arange(9.0 * 21).reshape(9, 3, 7), np.arange(9.0 * 16).reshape(9, 4, 4)
+    plan = Plan(7, rows, poses)
+    assert np.array_equal(plan.state(12), rows[4]) and np.array_equal(plan.state(16), rows[8])
+    assert np.array_equal(plan.tool(12), poses[4, :3, 3])
+
+
+def test_what_is_exactly_at_a_limit_is_within_it(monkeypatch):
+    at, rng = Sent("panda", **FREE), np.random.default_rng(0)
+    path = at.home + np.cumsum(rng.normal(0.0, 1e-4, (9, 7)), axis=0)
+    velocity = (path[1:] - path[:-1]) / PERIOD_S
+    acceleration = (velocity[1:] - velocity[:-1]) / PERIOD_S
+    jerk = (acceleration[1:] - acceleration[:-1]) / PERIOD_S
+    checker = at.checker
+    checker.velocity_fraction = 1.0
+    checker.acceleration = np.abs(acceleration[1:]).max(axis=0)
+    checker.jerk = np.abs(jerk).max(axis=0)
+    most = np.abs(velocity[2:]).max(axis=0)
+    monkeypatch.setattr(checker.envelope, "limit", lambda q, way: most)
+    places = np.concatenate([path[3:], path[-1:]])
+    assert checker._joints(path[:3], places) is None
+    for name, reason in (("jerk", "jerk"), ("acceleration", "acceleration")):
+        exact = getattr(checker, name)
+        for joint in range(7):
+            less = exact.copy()
+            less[joint] = np.nextafter(exact[joint], 0.0)
+            setattr(checker, name, less)
+            assert checker._joints(path[:3], places) == f"joint {reason}"
+        setattr(checker, name, exact)
+    most = np.nextafter(most, 0.0)
+    assert checker._joints(path[:3], places) == "joint velocity"
+
+
+def test_a_tool_exactly_at_a_limit_is_within_it():
+    at, rng = Sent("fr3", **FREE), np.random.default_rng(1)
+    poses = np.repeat(np.eye(4)[None], 9, axis=0)
+    poses[:, :3, 3] = np.cumsum(rng.normal(0.0, 1e-4, (9, 3)), axis=0)
+    poses[:, :3, :3] += rng.normal(0.0, 1e-4, (9, 3, 3))
+    new = np.concatenate([poses[3:], poses[-1:]])
+    step = poses[3:] - poses[2:-1]
+    way = poses[2:, :3, 3] - poses[1:-1, :3, 3]
+    checker = at.checker
+    checker._most_way = float((way[1:] * way[1:]).sum(axis=1).max())
+    change = way[1:] - way[:-1]
+    checker._most_change = float((change * change).sum(axis=1).max())
+    turn = step[:, :3, :3].reshape(6, 9)
+    checker._most_turn = float((turn * turn).sum(axis=1).max())
+    assert checker._tool(poses[:3], new) is None
+    for name, reason in (("_most_way", "speed"), ("_most_change", "acceleration"),
+                         ("_most_turn", "turn")):
+        exact = getattr(checker, name)
+        setattr(checker, name, np.nextafter(exact, 0.0))
+        assert checker._tool(poses[:3], new) == f"tool {reason}"
+        setattr(checker, name, exact)
+
+
+def test_a_tool_at_a_face_is_inside_and_the_last_row_says_how_far_out_it_may_be():
+    at = Sent(box_min_m=(-0.1, -0.1, 0.1), box_max_m=(0.1, 0.1, 0.3))
+    checker = at.checker
+    origin = np.array(at.spec.workspace_origin_m)
+
+    def pose(*tool: float) -> np.ndarray:
+        one = np.diag([1.0, -1.0, -1.0, 1.0])
+        one[:3, 3] = origin + tool
+        return one
+
+    low, high = pose(-0.1, -0.1, 0.1), pose(0.1, 0.1, 0.3)
+    for face in (low, high):
+        assert checker._tool(np.array([face] * 3), np.array([face] * 2)) is None
+    inside, outside = pose(0.0, 0.0, 0.2), pose(0.1001, 0.0, 0.2)
+    for history in ([outside, outside, inside], [inside, outside, inside],
+                    [outside, inside, inside]):
+        assert checker._tool(np.array(history), np.array([outside] * 2)) == "tool box"
+    assert checker._tool(np.array([inside, inside, outside]), np.array([outside] * 2)) != "tool box"
+
+
+def test_an_orientation_exactly_at_a_limit_is_within_it():
+    yaw, tilt = math.atan2(0.5, 0.75), 0.2
+    at = Sent(max_yaw_rad=yaw, max_tilt_rad=tilt)
+    down = np.diag([1.0, -1.0, -1.0, 1.0])
+    turned, leaning = down.copy(), down.copy()
+    turned[:2, 0] = 0.75, -0.5
+    leaning[2, 2] = -math.cos(tilt)
+    assert at.checker._orientation(down, np.array([turned, leaning])) is None
+    leaning[2, 2] = np.nextafter(leaning[2, 2], 0.0)
+    assert at.checker._orientation(down, np.array([down, leaning])) == "tool tilt"
+    turned[1, 0] = np.nextafter(turned[1, 0], -1.0)
+    assert at.checker._orientation(down, np.array([turned, down])) == "tool yaw"
+    assert at.checker._orientation(turned, np.array([turned, down])) is None
+
+
+def test_a_torque_exactly_at_its_limit_is_within_it():
+    at, rng = Sent(), np.random.default_rng(2)
+    q = at.home + rng.normal(0.0, 0.1, (4, 7))
+    rows = np.stack([q, rng.normal(0.0, 0.5, (4, 7)), rng.normal(0.0, 3.0, (4, 7))], axis=1)
+    frames, _ = at.kinematics.frames(q)
+    torque = at.checker._dynamics.torque(frames, rows[:, 1], rows[:, 2])
+    at.checker.torque = np.abs(torque).max(axis=0)
+    assert at.checker._effort(frames, rows) is None
+    at.checker.torque[4] = np.nextafter(at.checker.torque[4], 0.0)
+    assert at.checker._effort(frames, rows) == "joint torque"
+
+
+@pytest.mark.xfail(strict=False, reason="reported")
+@pytest.mark.parametrize("column", range(3))
+def test_rows_that_are_no_numbers_are_broken(column):
+    at = Sent("panda")
+    rows = np.zeros((4, 3, 7))
+    rows[:, 0] = at.home
+    rows[2, column, 3] = np.nan
+    before = np.zeros((3, 3, 7))
+    before[:, 0] = at.home
+    poses = at.kinematics.frames(before[:, 0])[1]
+    assert at.checker.broken(before, poses, rows, at.home)[0] is not None
+
+
 @pytest.mark.parametrize("robot", ROBOTS)
 def test_resting_breaks_nothing(robot):
     at = Sent(robot)
@@ -97,10 +215,6 @@ def in_rows(at: Sent, joint: int, angles) -> tuple[np.ndarray, np.ndarray]:
     """History and rows in which a joint goes through angles [rad] from home."""
     path = np.array([at.moved(joint, angle) for angle in angles])
     return path[:HISTORY], path[HISTORY:]
-
-
-FREE = {"max_speed_m_s": 1.7, "velocity_fraction": 1.0, "acceleration_fraction": 1.0,
-        "jerk_fraction": 1.0, "torque_fraction": 1.0, "ramp_s": 1e-4}
 
 
 @pytest.mark.parametrize("robot", ROBOTS)

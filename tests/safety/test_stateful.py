@@ -128,7 +128,7 @@ class FilterMachine(RuleBasedStateMachine):
             assert self.safety.yaw_rad == pytest.approx(yaw + done.yaw_rad, abs=1e-12)
             if not done.limited:
                 np.testing.assert_allclose(done.delta_m, np.array(delta) * size, atol=1e-8)
-                assert done.yaw_rad == turn
+                assert done.yaw_rad == pytest.approx(turn, abs=1e-8)
             # A command's own reach, and what one may make up for.
             most = self.safety.config.max_speed_m_s * duration
             assert np.linalg.norm(done.delta_m) <= most + 0.0201

@@ -56,7 +56,7 @@ def test_the_tool_arrives_and_rests(worlds, robot):
 
 def test_no_motion_is_faster_than_asked(worlds):
     start = Placement(np.array([-0.15, 0.0, 0.1]))
-    env, motion = worlds(start=start)
+    env, _ = worlds(start=start)
     speeds: list[float] = []
     watched = Motion(env.rig, env.safety,
                      on_step=lambda: speeds.append(float(np.linalg.norm(env.safety.measure()[1]))))
@@ -67,7 +67,7 @@ def test_no_motion_is_faster_than_asked(worlds):
 
 def test_a_blocked_motion_gives_up_in_time_and_says_where(worlds):
     start = Placement(np.array([0.05, 0.0, 0.12]))
-    env, motion = worlds("Insertion", start=start)
+    _, motion = worlds("Insertion", start=start)
     # Down onto the block beside the socket: the plug ends 22 mm below the tool, the block at 40.
     target = [0.07, 0.012, 0.05]
     assert motion.move_tool_to([0.07, 0.012, 0.08])

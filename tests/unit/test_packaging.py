@@ -136,6 +136,7 @@ DISTRIBUTIONS = {
     "gymnasium_robotics": "gymnasium-robotics",
     "pybullet_data": "pybullet",
     "pybullet_utils": "pybullet",
+    "serial": "pyserial",
     "yaml": "pyyaml",
     "zmq": "pyzmq",
 }

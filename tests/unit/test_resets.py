@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 
 from robot_rl.envs import make_env
-from robot_rl.envs.resets import RESETS, ArmResetter, LearnedResetter, ResetOptions
-from robot_rl.envs.resets import goal_at, make_resetter
+from robot_rl.envs.resets import (
+    RESETS,
+    ArmResetter,
+    LearnedResetter,
+    ResetOptions,
+    goal_at,
+    make_resetter,
+)
 from robot_rl.envs.tasks import TASKS, make_task
 from robot_rl.envs.tasks.insertion import INSERTED_M
 from robot_rl.envs.tasks.reach import Reach
@@ -393,7 +399,7 @@ def test_an_agent_that_was_pretrained_to_push_resets_the_puck(tmp_path):
     data, run = str(tmp_path / "data"), str(tmp_path / "run")
     collect(CollectConfig(episodes=150, quality=0.9, out=data), EnvChoice(task="Push"), quiet=True)
     pretrain(PretrainConfig(agent="bc", data=data, out=run, steps=2000), quiet=True)
-    agent = load_agent(find_checkpoint(run))
+    agent, _ = load_agent(find_checkpoint(run))
     env = make_env("Push", "sawyer", resets="arm")
     scripted, env.resetter = env.resetter, None
     env.reset(seed=0)
@@ -410,6 +416,24 @@ def test_an_agent_that_was_pretrained_to_push_resets_the_puck(tmp_path):
     env.close()
     # The very agent that is asked for goals is asked for starts: most resets are its own.
     assert learned.learned + learned.fallbacks == 20 and learned.learned >= 8
+
+
+@pytest.mark.parametrize("resets", ["arm", "learned"])
+def test_practice_resets_by_itself(tmp_path, resets, monkeypatch):
+    from robot_rl.training.online import TrainConfig, train
+    from robot_rl.training.setup import EnvChoice
+
+    seen = []
+    real = ArmResetter.reset
+    monkeypatch.setattr(ArmResetter, "reset", lambda self, placement: (
+        seen.append(type(self)), real(self, placement))[1])
+    config = TrainConfig(agent="bc", env_steps=90, warmup_steps=1000, eval_episodes=1,
+                         out=str(tmp_path / "run"), resets=resets)
+    train(config, EnvChoice(task="Reach", robot="panda"), quiet=True)
+    # Three episodes of 30 steps; the simulator places nothing but the evaluation.
+    assert len(seen) >= 3
+    with pytest.raises(InvalidInputError, match=r"unknown resets 'person'.*valid: auto, scene"):
+        TrainConfig(agent="bc", resets="person")
 
 
 def test_a_body_state_of_a_placement_is_at_rest():

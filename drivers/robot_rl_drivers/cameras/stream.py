@@ -107,6 +107,7 @@ class StreamCamera:
         self._learned_hz = 0.0
         self._count = self._different = self._equal = 0
         self._print: int | None = None
+        self._shape: tuple[int, ...] | None = None
         self._fault: str | None = None
         self._ended = False
         self._lost_at_s: float | None = None
@@ -291,7 +292,7 @@ class StreamCamera:
             stamp_s = self._map.to_rig(raw.device_s, received_s)
         if raw.taken_s is not None:
             stamp_s = min(raw.taken_s, received_s)
-        if not self._changed(raw.image, received_s):
+        if not self._changed(raw.image, received_s) or not self._fits(raw.image, received_s):
             return
         image = self._process(raw.image)
         image.setflags(write=False)
@@ -312,6 +313,20 @@ class StreamCamera:
                     self._notes.append("frozen")
                 self._fault = f"frozen: the same picture {self._equal + 1} times in a row"
         return not frozen
+
+    def _fits(self, image: NDArray[np.uint8], now_s: float) -> bool:
+        """Whether a picture has the shape of the first: scaled, another would go unnoticed."""
+        if self._shape is None:
+            self._shape = image.shape
+        if image.shape == self._shape:
+            return True
+        with self._lock:
+            if self._lost_at_s is None:
+                self._lost_at_s = now_s
+                self._notes.append("other pictures")
+            self._fault = (f"its pictures are {image.shape} now, should be {self._shape} as at "
+                           "the start")
+        return False
 
     def _keep(self, frame: Frame) -> None:
         with self._new:

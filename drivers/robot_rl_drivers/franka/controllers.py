@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from robot_rl.errors import RobotRLError, SafetyError, StaleDataError
+from robot_rl.errors import InvalidInputError, RobotRLError, SafetyError
 from robot_rl.ros.runtime import service, wait_for
 
 CARTESIAN = "cartesian_impedance_controller"
@@ -20,8 +20,8 @@ _MANAGER = "controller_manager"
 class Controllers:
     """Asks the controller manager, and switches to the controller that is ``wanted``.
 
-    The answers may arrive in another layout than ours where the robot runs another release of
-    ros2_control and ROS 2 is not installed here: then :attr:`readable` is False.
+    Without ROS 2 installed here, the answers of another release of ros2_control than that of
+    ``ROS_DISTRO`` (Jazzy by default) cannot be read.
     """
 
     def __init__(self, node: Any, wanted: str) -> None:
@@ -49,9 +49,17 @@ class Controllers:
 
         Raises:
             StaleDataError: none came in time.
+            SafetyError: it cannot be read.
         """
         future = self._lister.call_async(self._list_type.Request())
-        self._take(wait_for(future, timeout_s, "the controller manager"))
+        try:
+            answer = wait_for(future, timeout_s, "the controller manager")
+        except InvalidInputError as error:
+            raise SafetyError(
+                f"the controller manager's answer cannot be read ({error}); is ROS_DISTRO that of "
+                "the robot?"
+            ) from None
+        self._take(answer)
         return self.states
 
     def ask(self) -> None:
@@ -60,7 +68,11 @@ class Controllers:
             if self._asked is not None and not self._asked.done():
                 return
             self._asked = self._lister.call_async(self._list_type.Request())
-        self._asked.add_done_callback(lambda future: self._take(future.result()))
+        self._asked.add_done_callback(self._answered)
+
+    def _answered(self, future: Any) -> None:
+        if future.exception() is None:
+            self._take(future.result())
 
     def _take(self, answer: Any) -> None:
         if answer is not None:
@@ -101,5 +113,5 @@ class Controllers:
                 raise SafetyError(f"{self.wanted} was not activated; by hand: {self.manual}")
         except SafetyError:
             raise
-        except (RobotRLError, StaleDataError) as error:
+        except RobotRLError as error:
             raise SafetyError(f"{error}; switch by hand: {self.manual}") from None

@@ -255,7 +255,9 @@ class FrankaArm:
                 self.controllers.refresh()
                 if self.controllers.fault() is not None:
                     self._activate_again()
-        except StaleDataError as error:
+        except SafetyError:
+            raise
+        except RobotRLError as error:
             raise SafetyError(f"not recovered: {error}") from None
         with self._lock:
             self._stopped = None

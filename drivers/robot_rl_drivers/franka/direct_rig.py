@@ -26,7 +26,7 @@ from robot_rl_drivers.franka.rig import FrankaRig, number, read_domain, read_opt
 from robot_rl_drivers.franka.robot_state import check_arm
 from robot_rl_drivers.franka.transport import subscriber
 from robot_rl_drivers.ros_tracker import RosTracker
-from robot_rl_drivers.sensors.factory import make_sensors, sensor_options
+from robot_rl_drivers.sensors.factory import make_force, make_sensors, sensor_options
 
 OPTIONS: Mapping[str, str] = {
     "robot_ip": "",
@@ -39,6 +39,7 @@ OPTIONS: Mapping[str, str] = {
     "gripper": "franka",
     "tracker": "none",
     "domain_id": "",
+    "force": "robot",
     "network": "loopback",
 }
 """What ``--rig KEY=VALUE`` may say, with the defaults; beside these, ``sensor_NAME``."""
@@ -118,7 +119,10 @@ def _assemble(
     for camera in cameras.values():
         undo.callback(camera.close)  # type: ignore[attr-defined]
     watches.update(camera_watches(cameras, clock))
-    force = BiasedForceSensor(MountedWrench(arm, arm, axes="base", sign=-1.0), clock)
+    if options["force"] == "robot":
+        force = BiasedForceSensor(MountedWrench(arm, arm, axes="base", sign=-1.0), clock)
+    else:
+        force = make_force(options["force"], arm, clock, subscribe)
     return FrankaRig(
         arm=arm, gripper=gripper, clock=clock, tracker=tracker, cameras=dict(cameras),
         force=force, sensors=dict(sensors), watches=watches,

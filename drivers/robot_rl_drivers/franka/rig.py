@@ -20,7 +20,7 @@ from robot_rl_drivers.franka.robot_state import check_arm
 from robot_rl_drivers.franka.topics import RobotStates, joint_names
 from robot_rl_drivers.franka.transport import subscriber
 from robot_rl_drivers.ros_tracker import RosTracker
-from robot_rl_drivers.sensors.factory import make_sensors, sensor_options
+from robot_rl_drivers.sensors.factory import make_force, make_sensors, sensor_options
 
 OPTIONS: Mapping[str, str] = {
     "namespace": "",
@@ -34,6 +34,7 @@ OPTIONS: Mapping[str, str] = {
     "gripper": "action",
     "gripper_name": "",
     "timeout_s": "5",
+    "force": "robot",
 }
 """What ``--rig KEY=VALUE`` may say, with the defaults; beside these, ``sensor_NAME``."""
 
@@ -140,9 +141,12 @@ def _assemble(
     for camera in cameras.values():
         undo.callback(camera.close)  # type: ignore[attr-defined]
     watches.update(camera_watches(cameras, clock))
-    force = BiasedForceSensor(
-        MountedWrench(_Estimate(arm.reports), arm, axes="base", sign=-1.0), clock
-    )
+    if options["force"] == "robot":
+        force = BiasedForceSensor(
+            MountedWrench(_Estimate(arm.reports), arm, axes="base", sign=-1.0), clock
+        )
+    else:
+        force = make_force(options["force"], arm, clock, subscribe)
     return FrankaRig(
         arm=arm, gripper=gripper, clock=clock, tracker=tracker, cameras=dict(cameras),
         force=force, sensors=dict(sensors), watches=watches,

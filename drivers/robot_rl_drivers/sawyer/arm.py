@@ -18,8 +18,9 @@ from robot_rl_drivers.streaming import Row, SetpointStreamer
 
 PERIOD_S = 0.01
 LEAD_ROWS = 3
-DEFAULT_TIMEOUT_S = 0.2
-"""The robot's own: without a command for this long it leaves the mode and holds."""
+DEFAULT_TIMEOUT_S = 0.17
+"""What the robot is told: without a command for this long it leaves the mode and holds. With its
+own 0.2 s it could take a little longer than that to notice a commander that died."""
 MAX_GAP_S = 0.05
 MOVED_RAD = 0.15
 """An arm that is further than this from where it is told to stay was moved by somebody."""
@@ -36,7 +37,8 @@ class SawyerArm:
 
     A row goes out every 10 ms. After the last one it is repeated, so that the arm stays exactly
     there: without commands the robot leaves the mode and holds wherever it then is. Repeating ends
-    when somebody moves the arm, so that it does not jump back.
+    when somebody moves the arm, so that it does not jump back, and when the robot is not heard any
+    more: another one, or the same somewhere else, may answer next.
 
     What makes the robot itself leave its commands (disabled, stopped, a collision, a hand on the
     cuff, a gap in the stream) drops what was left to send and stays in :meth:`status` until
@@ -231,6 +233,8 @@ class SawyerArm:
         self._ratio.publish(self._ratio.message(1.0))
 
     def _send(self, row: Row) -> None:
+        if row.repeated:
+            self._state.joints(STALE_S)  # raises where it is not known where the arm stays
         measured: Array | None = None
         if self.mode == "velocity":
             try:

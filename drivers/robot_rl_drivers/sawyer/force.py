@@ -51,7 +51,7 @@ class SawyerWrench:
             raise StaleDataError(f"no valid wrench has come on {LIMB}/endpoint_state yet")
         force, torque, endpoint_m, time_s = newest
         age_s = self._clock.now_s() - time_s
-        if age_s > max_age_s:
+        if not age_s <= max_age_s:
             raise StaleDataError(
                 f"the wrench is {age_s:.3f} s old, older than the {max_age_s} s allowed"
             )

@@ -40,7 +40,7 @@ class SawyerGripper:
         if received_s is None or "position_response_m" not in signals:
             raise StaleDataError(f"the gripper has told no position on {self._device.topic}")
         age_s = self._clock.now_s() - received_s
-        if age_s > max_age_s:
+        if not age_s <= max_age_s:
             raise StaleDataError(
                 f"the gripper's state is {age_s:.3f} s old, older than the {max_age_s} s allowed"
             )

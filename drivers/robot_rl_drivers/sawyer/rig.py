@@ -10,28 +10,28 @@ from typing import Any
 from robot_rl.errors import InvalidInputError, StaleDataError, unknown_name
 from robot_rl.interfaces import BodyState, ForceSensor, Gripper, ObjectTracker, Rig, RigRequest
 from robot_rl.ros.ros1 import Ros1Session, default_master_uri
+from robot_rl.safety.cameras import camera_watches
 from robot_rl.sensors import BiasedForceSensor
 from robot_rl_drivers.clock import MonotonicClock
 from robot_rl_drivers.ros_tracker import RosTracker
 from robot_rl_drivers.sawyer.arm import DEFAULT_TIMEOUT_S, SawyerArm
 from robot_rl_drivers.sawyer.force import SawyerWrench
 from robot_rl_drivers.sawyer.gripper import NoGripper, SawyerGripper
-from robot_rl_drivers.sensors.factory import make_sensors, sensor_options
+from robot_rl_drivers.sensors.factory import make_force, make_sensors, sensor_options
 
 OPTIONS = {
     "master_uri": "the ROS 1 master, on the robot (default: ROS_MASTER_URI)",
     "mode": "trajectory, position or velocity (default: trajectory)",
-    "command_timeout_s": "after how long without commands the robot gives up (default: 0.2)",
+    "command_timeout_s": "after how long without commands the robot gives up (default: 0.17)",
     "max_gap_s": "how late a set-point may be before the stream is stopped (default: 0.05)",
     "gripper": "electric or none (default: electric)",
     "tracker": "ros or none (default: ros, topics /robot_rl/bodies and /robot_rl/joints)",
-    "force": "endpoint or none (default: endpoint, the robot's own estimate)",
+    "force": "endpoint (the robot's own estimate, the default), topic:/NAME or none",
     "wrench": "exerted or felt, the sense of the robot's estimate (default: exerted)",
 }
 """What ``RigRequest.options`` may say, besides ``sensor_<name>`` for the scene's sensors."""
 _FIRST_S = 1.0
-_CHOICES = {"gripper": ("electric", "none"), "tracker": ("ros", "none"),
-            "force": ("endpoint", "none")}
+_CHOICES = {"gripper": ("electric", "none"), "tracker": ("ros", "none")}
 
 
 class NoTracker:
@@ -77,7 +77,9 @@ def make_rig(request: RigRequest) -> Rig:
         if options.get("tracker", "ros") == "ros":
             tracker = RosTracker(request.scene, clock, session.subscribe)
         force: ForceSensor | None = None
-        if options.get("force", "endpoint") == "endpoint":
+        if options.get("force", "endpoint") not in ("endpoint", "none"):
+            force = make_force(options["force"], arm, clock, session.subscribe)
+        elif options.get("force") != "none":
             sense = options.get("wrench", "exerted")
             force = BiasedForceSensor(SawyerWrench(session, arm, clock, sense), clock)
         sensors = make_sensors(request.scene, options, clock, session.subscribe)
@@ -88,7 +90,7 @@ def make_rig(request: RigRequest) -> Rig:
         for part in opened:
             part.close()
         raise
-    watches = {"gripper": gripper.watch}
+    watches = {"gripper": gripper.watch, **camera_watches(cameras, clock)}
     return Rig(
         arm=arm, gripper=gripper, clock=clock, tracker=tracker, cameras=cameras, force=force,
         sensors=sensors, watches=watches, address=f"{session.master_uri}/right",

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from robot_rl.errors import InvalidInputError, unknown_name
-from robot_rl.interfaces import Clock, Sensor
+from robot_rl.interfaces import Arm, Clock, Sensor
+from robot_rl.sensors import BiasedForceSensor, MountedWrench
 from robot_rl.specs import SceneSpec, SlideJoint
 from robot_rl.specs.scene import JointSensor
 from robot_rl_drivers.sensors.serial_line import SerialSensor
-from robot_rl_drivers.sensors.topics import Subscribe, TopicSensor
+from robot_rl_drivers.sensors.topics import Subscribe, TopicSensor, TopicWrench
 
 _PREFIX = "sensor_"
+_WRENCH_NUMBERS = ("x", "y", "z", "sign")
 _SERIAL_NUMBERS = ("baud", "scale", "offset", "low", "high")
 
 
@@ -54,6 +56,40 @@ def make_sensors(
     return sensors
 
 
+def make_force(
+    source: str, arm: Arm, clock: Clock, subscribe: Subscribe | None
+) -> BiasedForceSensor:
+    """A force sensor at the wrist whose readings come on a topic (geometry_msgs/WrenchStamped).
+
+    ``source`` is ``topic:/NAME``, with ``,axes=tool,x=0,y=0,z=0,sign=1`` as wanted: the axes that
+    it reports in (``tool`` or ``base``), where it is from the tool centre point [m, tool's axes],
+    and -1 for one that reports what the tool does to the world.
+
+    Raises:
+        InvalidInputError: the source cannot be read.
+    """
+    kind, _, rest = source.partition(":")
+    topic, *pairs = rest.split(",")
+    if kind != "topic" or not topic.startswith("/"):
+        raise unknown_name("source of the force sensor", source, ("topic:/NAME",))
+    if subscribe is None:
+        raise InvalidInputError(f"force: this backend has no ROS for {source!r}")
+    axes = "tool"
+    given = dict(pair.partition("=")[::2] for pair in pairs)
+    if "axes" in given:
+        axes = given.pop("axes")
+    numbers = _numbers("force", [f"{key}={value}" for key, value in given.items()], _WRENCH_NUMBERS)
+    position = [numbers.get(axis, 0.0) for axis in "xyz"]
+    raw = TopicWrench(clock, subscribe, topic)
+    try:
+        mounted = MountedWrench(raw, arm, axes=axes, position_m=position,
+                                sign=numbers.get("sign", 1.0))
+    except InvalidInputError:
+        raw.close()
+        raise
+    return BiasedForceSensor(mounted, clock)
+
+
 def _make(
     name: str, unit: str, source: str, clock: Clock, subscribe: Subscribe | None
 ) -> TopicSensor | SerialSensor | None:
@@ -77,12 +113,14 @@ def _make(
                        ("topic", "topic:/NAME", "serial:PORT", "none"))
 
 
-def _numbers(name: str, pairs: list[str]) -> dict[str, float]:
+def _numbers(
+    name: str, pairs: list[str], known: tuple[str, ...] = _SERIAL_NUMBERS
+) -> dict[str, float]:
     found = {}
     for pair in pairs:
         key, _, value = pair.partition("=")
-        if key not in _SERIAL_NUMBERS:
-            raise unknown_name(f"setting of the sensor {name!r}", key, _SERIAL_NUMBERS)
+        if key not in known:
+            raise unknown_name(f"setting of the sensor {name!r}", key, known)
         try:
             found[key] = float(value)
         except ValueError:

@@ -124,8 +124,10 @@ class PushReset(ObjectReset):
         here = puck.position_m[:2]
         axis = axes_of(puck)[:2, 2]
         axis = axis / max(float(np.linalg.norm(axis)), 1e-9)
-        for way in (axis, -axis):
-            start, end = here - 0.07 * way, here + 0.04 * way
+        # Inwards if the tool gets behind it, and no further than it takes.
+        inwards = axis if float(axis @ here) < 0.0 else -axis
+        for way, beyond in ((inwards, 0.04), (inwards, -0.005), (-inwards, -0.005)):
+            start, end = here - 0.07 * way, here + beyond * way
             if self._reaches(start) and self._reaches(end):
                 break
         else:

@@ -15,8 +15,9 @@ PUCK_HEIGHT_M = 0.04
 # Further out [m] than any goal needs it; the tool still gets behind it there.
 _REACH_M = (0.165, 0.2)
 _UPRIGHT_COS = 0.97
-# The tool's middle over the puck, so low that the fingers reach it: it would tip over.
-_OVER_M, _ON_TOP_M = 0.044, 0.056
+# The tool's middle over the puck, so low that the fingers reach its top, or will before the arm
+# could stop: a puck that is pressed at its rim stands up and rolls away.
+_OVER_M, _ON_TOP_M, _AHEAD_S = 0.05, 0.056, 0.25
 _UPRIGHT = np.array([0.0, 0.0, 0.0, 1.0])
 
 
@@ -79,9 +80,11 @@ class Push(Task):
         qx, qy = puck.quat_xyzw[:2]
         if abs(1.0 - 2.0 * float(qx * qx + qy * qy)) < _UPRIGHT_COS:
             return f"the puck tips over at ({x:.3f}, {y:.3f}) m"
-        off = float(np.linalg.norm(view.tool_m[:2] - puck.position_m[:2]))
-        if off < _OVER_M and view.tool_m[2] < _ON_TOP_M:
-            return f"the tool presses on the puck at ({x:.3f}, {y:.3f}) m"
+        soon = view.tool_m + _AHEAD_S * view.tool_velocity_m_s
+        off = min(float(np.linalg.norm(spot[:2] - puck.position_m[:2]))
+                  for spot in (view.tool_m, soon))
+        if off < _OVER_M and min(view.tool_m[2], soon[2]) < _ON_TOP_M < view.tool_m[2] + 0.016:
+            return f"the tool is about to press on the puck at ({x:.3f}, {y:.3f}) m"
         return None
 
     def markers(self, goal: Array) -> dict[str, Array]:

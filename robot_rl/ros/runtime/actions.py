@@ -91,8 +91,12 @@ class ActionClient:
         handle = Future()
 
         def answered(future: Future) -> None:
-            response = future.result()
-            handle.set_result(ClientGoalHandle(self, goal_id, bool(response.accepted)))
+            error = future.exception()
+            if error is not None:
+                handle.set_exception(error)
+            elif not future.cancelled():
+                accepted = bool(future.result().accepted)
+                handle.set_result(ClientGoalHandle(self, goal_id, accepted))
 
         request = self.kind.send_goal.Request(goal_id=_uuid_message(goal_id), goal=goal)
         self._goal_client.call_async(request).add_done_callback(answered)

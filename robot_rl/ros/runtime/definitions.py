@@ -2,8 +2,8 @@
 
 With ROS 2 installed the installed packages count and none of these are used. They are positional
 on the wire: a robot whose packages lay a type out in another order cannot be read with them.
-Layouts: std_srvs, rcl_interfaces and control_msgs of Humble to Jazzy, controller_manager_msgs of
-Humble, franka_msgs of franka_ros2 0.1.14 and later.
+Layouts are those of Jazzy, except for what ``HUMBLE_*`` replaces where ``ROS_DISTRO`` is
+``humble``; franka_msgs are those of franka_ros2 since 0.1.14.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ MESSAGES: dict[str, str] = {
 string name
 string state
 string type
+bool is_async
+uint16 update_rate
 string[] claimed_interfaces
 string[] required_command_interfaces
 string[] required_state_interfaces
 bool is_chainable
 bool is_chained
+string[] exported_state_interfaces
 string[] reference_interfaces
 controller_manager_msgs/ChainConnection[] chain_connections""",
     "franka_msgs/msg/GraspEpsilon": "float64 inner\nfloat64 outer",
@@ -174,3 +177,37 @@ ACTIONS: dict[str, tuple[str, str, str]] = {
         "float64 current_width",
     ),
 }
+
+HUMBLE_MESSAGES: dict[str, str] = {
+    "controller_manager_msgs/msg/ControllerState": """\
+string name
+string state
+string type
+string[] claimed_interfaces
+string[] required_command_interfaces
+string[] required_state_interfaces
+bool is_chainable
+bool is_chained
+string[] reference_interfaces
+controller_manager_msgs/ChainConnection[] chain_connections""",
+}
+
+HUMBLE_SERVICES: dict[str, tuple[str, str]] = {
+    "controller_manager_msgs/srv/SwitchController": (
+        """\
+int32 BEST_EFFORT=1
+int32 STRICT=2
+string[] activate_controllers
+string[] deactivate_controllers
+string[] start_controllers
+string[] stop_controllers
+int32 strictness
+bool start_asap
+bool activate_asap
+builtin_interfaces/Duration timeout""",
+        "bool ok",
+    ),
+}
+
+# Later releases put more fields behind those known here; what is known can still be read.
+APPENDED = frozenset({"controller_manager_msgs/srv/SwitchController_Response"})

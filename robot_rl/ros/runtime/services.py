@@ -87,13 +87,25 @@ def pack(client_id: int, sequence: int, value: Any, name: str) -> bytes:
     return body[:_CDR_HEADER] + _HEADER.pack(client_id, sequence) + body[_CDR_HEADER:]
 
 
-def unpack(data: bytes, name: str) -> tuple[int, int, Any]:
-    """Client id, number of the call and message of a payload."""
+def caller(data: bytes) -> tuple[int, int]:
+    """Client id and number of the call of a payload.
+
+    Raises:
+        InvalidInputError: it is too short to have them.
+    """
     if len(data) < _CDR_HEADER + _HEADER.size:
-        raise InvalidInputError(f"a payload of {name} has {len(data)} bytes, too few")
+        raise InvalidInputError(f"a payload has {len(data)} bytes, too few for its header")
     client_id, sequence = _HEADER.unpack_from(data, _CDR_HEADER)
-    body = data[:_CDR_HEADER] + data[_CDR_HEADER + _HEADER.size:]
-    return client_id, sequence, deserialize(body, name)
+    return client_id, sequence
+
+
+def unpack(data: bytes, name: str) -> Any:
+    """The message of a payload.
+
+    Raises:
+        InvalidInputError: the bytes are no such message.
+    """
+    return deserialize(data[:_CDR_HEADER] + data[_CDR_HEADER + _HEADER.size:], name)
 
 
 class Client:
@@ -149,13 +161,17 @@ class Client:
 
     def serve(self) -> None:
         for sample in dds.taken(self.reader):
-            client_id, sequence, response = unpack(sample.data, self._response)
+            client_id, sequence = caller(sample.data)
             if client_id != self._id:
                 continue
             with self._lock:
                 future = self._pending.pop(sequence, None)
-            if future is not None:
-                future.set_result(response)
+            if future is None:
+                continue
+            try:
+                future.set_result(unpack(sample.data, self._response))
+            except InvalidInputError as error:
+                future.set_exception(error)
 
     def close(self) -> None:
         dds.close(self._writer)
@@ -189,11 +205,11 @@ class Service:
 
     def serve(self) -> None:
         for sample in dds.taken(self.reader):
-            client_id, sequence, request = unpack(sample.data, self._request)
-            self.header = (client_id, sequence)
+            header = self.header = caller(sample.data)
+            request = unpack(sample.data, self._request)
             response = self._callback(request, self.srv_type.Response())
             if response is not None:
-                self.send_response(response, (client_id, sequence))
+                self.send_response(response, header)
 
     def send_response(self, response: Any, header: tuple[int, int]) -> None:
         """Answer the call that ``header`` names."""

@@ -17,7 +17,14 @@ from typing import Any
 import numpy as np
 
 from robot_rl.errors import InvalidInputError, MissingDependencyError
-from robot_rl.ros.runtime.definitions import ACTIONS, MESSAGES, SERVICES
+from robot_rl.ros.runtime.definitions import (
+    ACTIONS,
+    APPENDED,
+    HUMBLE_MESSAGES,
+    HUMBLE_SERVICES,
+    MESSAGES,
+    SERVICES,
+)
 
 _PLACEHOLDER = "structure_needs_at_least_one_member"
 _NUMPY = {"bool": "bool", "byte": "uint8", "char": "uint8", "octet": "uint8"}
@@ -130,9 +137,11 @@ def store() -> Any:
     # A char of a .msg file is a uint8 to ROS 2, and so it counts in the hash.
     for name, (constants, fields) in types.fielddefs.items():
         types.fielddefs[name] = (constants, [(f, _uint8_for_char(d)) for f, d in fields])
-    _register(types, MESSAGES)
+    humble = distribution == "humble"
+    _register(types, {**MESSAGES, **(HUMBLE_MESSAGES if humble else {})})
     texts: dict[str, str] = {}
-    for name, (request, response) in SERVICES.items():
+    services = {**SERVICES, **(HUMBLE_SERVICES if humble else {})}
+    for name, (request, response) in services.items():
         texts.update(_service_texts(name, request, response))
     for name, (goal, result, feedback) in ACTIONS.items():
         texts.update(_action_texts(name, goal, result, feedback))
@@ -346,6 +355,10 @@ def deserialize(data: bytes, name: str) -> Any:
         InvalidInputError: the bytes are no such message.
     """
     try:
+        if name in APPENDED:
+            known = store().get_msgdef(name)
+            decode = known.deserialize_cdr_le if data[1] & 1 else known.deserialize_cdr_be
+            return decode(data[4:], 0, known.cls, store())[0]
         return store().deserialize_cdr(data, name)
     except Exception as error:
         raise InvalidInputError(f"received bytes are no {name}: {error}") from error
