@@ -34,20 +34,34 @@ class Findings:
 
 
 class Story:
-    """One log of a robot of ``spec``: rows (t, q, v, a) and measurements (t, q, v, reference,
-    mode); see :mod:`.robot`."""
+    """One log of a robot of ``spec``: rows (t, q, v, a, count or stamp) and measurements (t, q, v,
+    reference, mode); see :mod:`.robot`."""
 
     def __init__(self, log: dict[str, Array], spec: RobotSpec) -> None:
         n = self.n = len(spec.joints)
         self.spec = spec
-        self.rows = log.get("command", np.zeros((0, 1 + 3 * n)))
+        self.rows = log.get("command", np.zeros((0, 2 + 3 * n)))
         self.measured = log.get("measured", np.zeros((0, 2 + 3 * n)))
-        self.others = {name: log[name][:, 0] for name in ("reset", "enable", "stop")
-                       if name in log}
+        self.others: dict[str, Array] = {
+            name: log[name][:, 0] for name in ("reset", "enable", "stop") if name in log}
 
     def rows_in(self, start_s: float, end_s: float = np.inf) -> Array:
         times = self.rows[:, 0]
         return self.rows[(times >= start_s) & (times < end_s)]
+
+    def lost_in(self, start_s: float, end_s: float) -> int:
+        """Rows that were sent and did not come: the sender's count has a gap or, where rows carry
+        its stamps, two that are further apart in time lie too far apart in angle."""
+        rows, n = self.rows_in(start_s, end_s), self.n
+        if len(rows) < 2:
+            return 0
+        gap = np.diff(rows[:, -1])
+        if rows[0, -1] < 1e8:
+            return int((gap[gap > 1.0] - 1.0).sum())
+        change = np.abs(np.diff(rows[:, 1 : 1 + n], axis=0)).max(axis=1)
+        speed = np.abs(rows[:, 1 + n : 1 + 2 * n]).max(axis=1)
+        fast = np.maximum(speed[:-1], speed[1:]) * PERIOD_S
+        return int(((gap > 1.5 * PERIOD_S) & (change > 1.5 * fast + 1e-4)).sum())
 
     def moving_in(self, start_s: float, end_s: float = np.inf) -> Array:
         """Rows that are not the one before again."""
@@ -59,7 +73,9 @@ class Story:
         changed = (np.diff(known[:, 1 : 1 + self.n], axis=0) != 0.0).any(axis=1)
         return rows[changed] if len(before) else rows[np.concatenate([[True], changed])]
 
-    def check_limits(self, found: Findings, start_s: float = -np.inf, end_s: float = np.inf) -> None:
+    def check_limits(
+        self, found: Findings, start_s: float = -np.inf, end_s: float = np.inf
+    ) -> None:
         """The rows of one stretch without a release in it, by their differences."""
         spec, n = self.spec, self.n
         rows = self.rows_in(start_s, end_s)

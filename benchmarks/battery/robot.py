@@ -10,11 +10,14 @@ The robot is that of ``robot-rl sim``, with its own control port, on which this 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,12 +51,14 @@ class Diary:
             if order.get("mark"):
                 self._rows = {}
         if "log" in order:
-            np.savez(order["log"], **{name: np.array(list(some)) for name, some in rows.items()})
+            arrays: dict[str, Any] = {name: np.array(list(some)) for name, some in rows.items()}
+            np.savez(order["log"], **arrays)
 
 
 class DiarySawyer(intera.SimulatedSawyer):
-    """Rows of ``command``: positions, velocities, accelerations; of ``measured``: angles,
-    velocities, the reference, the mode; ``reset``, ``enable`` and ``stop``: the times alone."""
+    """Rows of ``command``: positions, velocities, accelerations, the sender's count; of
+    ``measured``: angles, velocities, the reference, the mode; of ``reset``, ``enable`` and ``stop``
+    the times alone."""
 
     def __init__(self, options: Any, master_uri: str) -> None:
         self.diary = Diary()
@@ -70,8 +75,11 @@ class DiarySawyer(intera.SimulatedSawyer):
             ("reset", "/robot/set_super_reset", "std_msgs/Empty"),
             ("stop", "/robot/set_super_stop", "std_msgs/Empty"),
         ):
-            listen(topic, kind, lambda _, name=name: self.diary.add(name), newest_only=False)
+            listen(topic, kind, partial(self._on_order, name), newest_only=False)
         super()._listen()
+
+    def _on_order(self, name: str, message: Any) -> None:
+        self.diary.add(name)
 
     def _on_command(self, message: Any) -> None:
         names = list(message.names)
@@ -79,7 +87,7 @@ class DiarySawyer(intera.SimulatedSawyer):
         self.diary.add("command", *(
             np.array(values)[order] if len(values) == len(names) else np.full(len(order), np.nan)
             for values in (message.position, message.velocity, message.acceleration)
-        ))
+        ), message.header.seq)
         super()._on_command(message)
 
     def _send_endpoint(self, stamp: Any, position: Any, velocity: Any) -> None:
@@ -92,8 +100,8 @@ class DiarySawyer(intera.SimulatedSawyer):
 
 
 class DiaryFranka(crisp.SimulatedFranka):
-    """As :class:`DiarySawyer`; ``reset`` are error recoveries, ``enable`` switches of controllers.
-    """
+    """As :class:`DiarySawyer`, with the sender's time stamp [s] in place of its count; ``reset``
+    are error recoveries, ``enable`` switches of controllers."""
 
     def __init__(self, *arguments: Any) -> None:
         self.diary = Diary()
@@ -106,7 +114,8 @@ class DiaryFranka(crisp.SimulatedFranka):
             order = [places[name] for name in self._names]
             velocity = np.array(target.velocity)[order]
             self.diary.add("command", np.array(target.position)[order], velocity,
-                           np.full(len(order), np.nan))
+                           np.full(len(order), np.nan),
+                           target.header.stamp.sec + 1e-9 * target.header.stamp.nanosec)
         super()._on_joint(target)
 
     def _on_recovery(self, goal: Any) -> Any:
@@ -137,13 +146,19 @@ class DiaryFranka(crisp.SimulatedFranka):
 
 def main() -> int:
     kind, *words = sys.argv[1:]
-    options_of = {"intera": InteraOptions, "franka": FrankaOptions}[kind]
-    types = {each.name: type(each.default) for each in fields(options_of)}
+    options_of: Any = {"intera": InteraOptions, "franka": FrankaOptions}[kind]
+    types: dict[str, Any] = {each.name: type(each.default) for each in fields(options_of)}
     given = dict(word.split("=", 1) for word in words)
     options = options_of(**{
         key: value == "1" if types[key] is bool else types[key](value)
         for key, value in given.items()
     })
+
+    def end_with_parent() -> None:
+        sys.stdin.read()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
     def ready(values: Mapping[str, Any]) -> None:
         print(json.dumps({"ready": True, **values}), flush=True)
@@ -152,7 +167,7 @@ def main() -> int:
         intera.SimulatedSawyer = DiarySawyer  # type: ignore[misc]
         print(json.dumps(intera.run(options, ready)), flush=True)
     else:
-        crisp.SimulatedFranka = DiaryFranka  # type: ignore[misc]
+        crisp.SimulatedFranka = DiaryFranka  # type: ignore[misc, assignment]
         print(json.dumps(crisp.run(options, ready)), flush=True)
     return 0
 

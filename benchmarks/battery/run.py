@@ -29,16 +29,19 @@ def faults_of(rig: str, names: Iterable[str] | None = None) -> list[Fault]:
 def run_rig(
     rig: str, faults: list[Fault], seeds: Iterable[int], folder: Path, timer: Timer, tell: Told,
     *, brief: bool = False, broken: str = "", options: Mapping[str, str] | None = None,
+    stop: threading.Event | None = None,
 ) -> list[Result]:
-    """All trials on one rig, one after the other. A rig whose processes do not answer is ended, and
-    a new one started."""
+    """All trials on one rig, one after the other, until ``stop``. A rig whose processes do not
+    answer is ended, and a new one started."""
     results: list[Result] = []
     bench: Bench | None = None
     starts = 0
     try:
         for fault in faults:
             for seed in seeds:
-                for _ in range(TRIES):
+                for attempt in range(TRIES):
+                    if stop is not None and stop.is_set():
+                        return results
                     if bench is None:
                         starts += 1
                         bench = BENCHES[rig](folder / f"{rig}{starts}", broken=broken,
@@ -50,6 +53,8 @@ def run_rig(
                         result = Result(fault.name, rig, seed, "unexpected", [text[:2000]])
                         bench.close()
                         bench = None
+                    if result.outcome == "disturbed" and attempt == TRIES - 1:
+                        result.outcome = "unexpected"
                     results.append(result)
                     tell(result)
                     if result.outcome != "disturbed":
@@ -66,7 +71,7 @@ def run_all(
     workers: int = 1,
 ) -> list[Result]:
     """All rigs at once, each with ``workers`` benches that share its faults."""
-    timer, lock = Timer(), threading.Lock()
+    timer, lock, stop = Timer(), threading.Lock(), threading.Event()
     seeds = list(seeds)
 
     def told(result: Result) -> None:
@@ -81,10 +86,13 @@ def run_all(
     with ThreadPoolExecutor(max(1, len(work))) as pool:
         futures = [
             pool.submit(run_rig, rig, part, seeds, where, timer, told, brief=brief, broken=broken,
-                        options=(options or {}).get(rig))
+                        options=(options or {}).get(rig), stop=stop)
             for rig, part, where in work
         ]
-        return [result for future in futures for result in future.result()]
+        try:
+            return [result for future in futures for result in future.result()]
+        finally:
+            stop.set()  # an error or Ctrl-C: no more trials
 
 
 def summary(results: list[Result]) -> dict[str, Any]:

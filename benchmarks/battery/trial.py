@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import signal
 import threading
@@ -19,7 +20,11 @@ from .table import BY_NAME, FAULTS, Fault
 
 # A timer of ours that is later than this tells of a machine that is busy elsewhere.
 BUSY_S = 0.03
-_BY_LOAD = r"the command stream stopped for 0\.|is 0\.\d+ s old|no command for 0\."
+# The only reasons for a hold that a busy machine can bring about.
+_BY_LOAD = (r"the command stream stopped for 0\.|(is|are) 0\.\d+ s old|no command for 0\.|"
+            r"frames a second|out of step|has not answered|lost on the way|it took")
+# A camera watch looks at so much of the past [s].
+_WINDOW_S = 1.2
 _SETTLE_S, _AGAIN_S = 0.5, 0.35
 _QUIET_RAD = 0.005
 # A robot that has just connected is told to stay where it is by so many rows at most.
@@ -81,7 +86,7 @@ class Trial:
         self.new_process = seed % 5 == 0 and not brief
         self.found = Findings()
         self.result = Result(fault.name, bench.name, seed)
-        self.injected_s = self.probed_s = self.rearmed_s = np.nan
+        self.injected_s = self.probed_s = self.opened_s = self.rearmed_s = np.nan
         self.held: dict[str, Any] | None = None
         self._since = 0
 
@@ -91,10 +96,12 @@ class Trial:
         Raises:
             NoAnswer: a process did not answer; the bench should be started anew.
         """
+        begun_s = time.monotonic()
         try:
             getattr(self, f"_{self.fault.name}", self._hold)()
         except Disturbed as error:
             self._disturbed(str(error))
+        self.found.figures["trial_s"] = round(time.monotonic() - begun_s, 2)
         self.result.wrong = self.found.wrong
         self.result.figures.update(self.found.figures)
         if self.found.wrong and self.result.outcome == "expected":
@@ -103,17 +110,20 @@ class Trial:
 
     def _disturbed(self, reason: str) -> None:
         """Held for another reason than the fault: was the machine seen to be busy?"""
-        answer = self.bench.commander.ask("resting", do="rest")
-        now_s = time.monotonic()
-        story = Story(self.bench.log(), self.bench.spec)
-        late = {"timer": self.timer.worst_s(now_s - 10.0, now_s),
-                "timer in commander": float(answer["timer_late_s"]),
-                "robot": story.longest_gap_s(-np.inf, np.inf) - 0.01}
-        busy = max(late.values()) > BUSY_S
+        late = self._late(Story(self.bench.log(), self.bench.spec))
+        busy = max(late.values()) > BUSY_S and re.search(_BY_LOAD, reason) is not None
         self.result.message, self.result.outcome = reason, "disturbed" if busy else "unexpected"
         self.found.wrong.append("held for another reason than the fault: " + reason + "; late by "
                                 + ", ".join(f"{k} {v:.3f} s" for k, v in late.items()))
         self._release()
+
+    def _late(self, story: Story) -> dict[str, float]:
+        """How late timers were lately [s]: here, in the commander, in the robot."""
+        answer = self.bench.commander.ask("resting", do="rest")
+        now_s = time.monotonic()
+        return {"timer": self.timer.worst_s(now_s - 10.0, now_s),
+                "timer in commander": float(answer["timer_late_s"]),
+                "robot": story.longest_gap_s(now_s - 10.0, now_s) - 0.01}
 
     # -- the course of a trial ----------------------------------------------------------------
 
@@ -130,7 +140,7 @@ class Trial:
         answer = self.bench.commander.ask(
             "going", "stopped", do="go", seed=int(self.rng.integers(2**31)), speed=self.speed)
         if answer["event"] != "going":
-            raise NoAnswer(f"the commander did not begin: {answer}")
+            raise Disturbed(f"(at the start) {answer.get('error')}")
         time.sleep(seconds)
 
     def inject(self, act: Callable[[], float | None]) -> None:
@@ -181,6 +191,8 @@ class Trial:
         self.still_held()
         if self.fresh:
             self.new_program()
+        elif self.fault.name.startswith("camera"):
+            time.sleep(_WINDOW_S)
 
     def still_held(self) -> None:
         held = self.bench.commander.ask("resting", do="rest")["held"]
@@ -191,6 +203,7 @@ class Trial:
         if self.new_process:
             self.bench.commander.ask("closed", do="close", timeout_s=30.0)
             self.bench.new_commander()
+        self.opened_s = time.monotonic()
         answer = self.bench.open(self.hz, fresh=True)
         reason = None if self.held is None else self.held["reason"]
         self.found.expect(answer["held"] is not None and answer["held"] == reason,
@@ -230,9 +243,14 @@ class Trial:
         """Limits, rest, silence while held, the beginning after the release."""
         story = Story(self.bench.log(), self.bench.spec)
         before = self.rearmed_s if self.rearmed_s == self.rearmed_s else np.inf
-        story.check_limits(self.found, end_s=before)
+        # Where the arm was released, or another program came, its motion begins anew.
+        edges = [-np.inf, *(t for t in (self.opened_s, self.rearmed_s) if t == t), np.inf]
+        lost = sum(story.lost_in(*span) for span in itertools.pairwise(edges))
+        if lost:
+            raise Disturbed(f"{lost} rows were lost on the way to the robot")
+        for start_s, end_s in itertools.pairwise(edges):
+            story.check_limits(self.found, start_s, end_s)
         if before < np.inf:
-            story.check_limits(self.found, start_s=before)
             story.check_begin(self.found, before)
         if self.probed_s == self.probed_s:
             self._silent(story, before)
@@ -241,9 +259,12 @@ class Trial:
         return story
 
     def _silent(self, story: Story, before_s: float) -> None:
-        rows = story.moving_in(self.probed_s, before_s)
-        self.found.expect(len(rows) <= _STAY_ROWS[self.bench.name],
-                          f"{len(rows)} new rows were sent while the arm was held")
+        # A new program may tell the robot to stay where it is, the old one nothing at all.
+        opened_s = before_s if np.isnan(self.opened_s) else self.opened_s
+        old = len(story.moving_in(self.probed_s, opened_s))
+        new = len(story.moving_in(opened_s, before_s)) if opened_s < before_s else 0
+        self.found.expect(old == 0 and new <= _STAY_ROWS[self.bench.name],
+                          f"{old + new} new rows were sent while the arm was held")
         times = story.measured[:, 0]
         part = story.measured[(times >= self.probed_s) & (times < before_s), 1 : 1 + story.n]
         moved = float(np.ptp(part, axis=0).max()) if len(part) else 0.0
@@ -259,6 +280,10 @@ class Trial:
             return
         took_s = end_s - self.injected_s
         late_s = self.timer.worst_s(self.injected_s, end_s)
+        if took_s > limit_s + late_s:
+            # Out of time: by the stack, or because the machine did not let it run?
+            if max(self._late(story).values()) > BUSY_S:
+                raise Disturbed(f"it took {took_s:.3f} s")
         self.found.figures["latency_s"] = round(took_s, 4)
         self.found.figures["timer_late_s"] = round(late_s, 4)
         self.found.figures["speed_rad_s"] = round(story.speed_at(self.injected_s), 4)
@@ -352,7 +377,7 @@ class Trial:
         text = answer.get("error", "")
         self.found.expect(re.search(self.fault.words, text) is not None,
                           f"the message {text!r} has not the words {self.fault.words!r}")
-        self.found.expect("nothing was sent" in text, f"{text!r} does not say that nothing was sent")
+        self.found.expect("nothing was sent" in text, f"{text!r} does not say so")
 
     def _action_nan(self) -> None:
         for_ever = self.seed % 4 == 3
@@ -381,7 +406,8 @@ class Trial:
         told = answer.get("limited") or float(np.abs(sent - asked).max()) > 1e-6
         self.found.expect(bool(told), f"it was not told that the motion was shortened: {answer}")
         most = 1.0 if answer["event"] == "stepped" else 0.45 / self.hz + 0.01
-        self.found.expect(float(np.abs(sent).max()) <= most + 1e-6, f"it was not shortened: {answer}")
+        largest = float(np.abs(sent).max())
+        self.found.expect(largest <= most + 1e-6, f"it was not shortened: {answer}")
         self._goes_on()
 
     def _policy_hangs(self) -> None:
@@ -412,6 +438,7 @@ class Trial:
         self.probed_s = self.injected_s + 1.0
         self.bench.new_commander()
         time.sleep(max(0.0, self.injected_s + self.bench.forgets_s - time.monotonic()))
+        self.opened_s = time.monotonic()
         answer = self.bench.open(self.hz, fresh=True)
         self.found.expect(answer["held"] is None,
                           f"a new program found the arm held by {answer['held']!r}")
@@ -457,7 +484,7 @@ class Trial:
             self.new_program()
         self.again()
         story = self.judge()
-        watched = ("reset",) if franka else ("reset", "enable", "stop")
+        watched: tuple[str, ...] = ("reset",) if franka else ("reset", "enable", "stop")
         for name in watched:
             times = story.others.get(name, np.zeros(0))
             early = int((times < self.rearmed_s).sum())

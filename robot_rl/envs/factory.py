@@ -22,10 +22,12 @@ from robot_rl.specs import CameraSpec, load_robot
 T = TypeVar("T")
 # The longest period [s] of the set-points in simulation.
 _SETPOINT_S = 0.02
+# How far a piece that the gripper holds is kept off the table [m].
+_OFF_THE_TABLE_M = 0.002
 
 
 def make_env(
-    task: str = "Push",
+    task: str | Task = "Push",
     robot: str = "sawyer",
     backend: str = "mujoco",
     obs: str = "state",
@@ -54,7 +56,8 @@ def make_env(
     """An environment, also as ``gymnasium.make("robot_rl/<Task>-v0", robot=..., ...)``.
 
     Args:
-        task: name of a task, any case.
+        task: name of a task, any case, or a task of its own options, e.g.
+            ``Insertion(goal_noise_m=0.001)``.
         robot: ``sawyer``, ``panda`` or ``fr3``.
         backend: ``mujoco``, ``pybullet``, or any installed under the entry point group
             ``robot_rl.backends``.
@@ -104,7 +107,7 @@ def make_env(
     period_s = 1.0 / control_hz
     rows = math.ceil(period_s / _SETPOINT_S - 1e-9)
     steps = math.ceil(period_s / rows / physics_step_s - 1e-9)
-    chosen = make_task(task)
+    chosen = task if isinstance(task, Task) else make_task(task)
     spec = load_robot(robot)
     random = _options(RandomizationOptions, randomization, "randomization")
     limits = _options(SafetyConfig, safety, "safety")
@@ -119,6 +122,10 @@ def make_env(
     if action is not None:
         parse_action_parts(action)
     scene = chosen.scene()
+    if limits is None and scene.held is not None:
+        # Not the fingers but what they hold is what meets the table first.
+        low = SafetyConfig().box_min_m
+        limits = SafetyConfig(box_min_m=(*low[:2], scene.held.reach_m + _OFF_THE_TABLE_M))
     scene = scene.with_cameras((*scene.cameras, *extra_cameras))
     rig = make_rig(
         backend,

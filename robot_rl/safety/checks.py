@@ -109,9 +109,7 @@ class Checker:
 
     def _joints(self, before: Array, places: Array) -> str | None:
         start = before[-1]
-        if (places < np.minimum(self.q_low, start)).any() or (
-            places > np.maximum(self.q_high, start)
-        ).any():
+        if not _between(places, np.minimum(self.q_low, start), np.maximum(self.q_high, start)):
             return "joint position"
         path = np.concatenate([before, places[:-1]])
         velocity = (path[1:] - path[:-1]) / self._period_s
@@ -119,42 +117,45 @@ class Checker:
         jerk = (acceleration[1:] - acceleration[:-1]) / self._period_s
         fresh = velocity[HISTORY - 1 :]
         limit = self.velocity_fraction * self.envelope.limit(places[:-1], fresh)
-        if (np.abs(fresh) > limit).any():
+        if not _between(fresh, -limit, limit):
             return "joint velocity"
-        if (np.abs(acceleration[HISTORY - 2 :]) > self.acceleration).any():
+        if not _between(acceleration[HISTORY - 2 :], -self.acceleration, self.acceleration):
             return "joint acceleration"
-        if (np.abs(jerk) > self.jerk).any():
+        if not _between(jerk, -self.jerk, self.jerk):
             return "joint jerk"
         return None
 
     def _tool(self, poses: Array, new: Array) -> str | None:
         tool, start = new[:, :3, 3], poses[-1, :3, 3]
-        if (tool < np.minimum(self._low, start)).any() or (
-            tool > np.maximum(self._high, start)
-        ).any():
+        if not _between(tool, np.minimum(self._low, start), np.maximum(self._high, start)):
             return "tool box"
         path = np.concatenate([poses[1:], new[:-1]])
         step = path[1:] - path[:-1]
         way = step[:, :3, 3]
         fresh = way[1:]
-        if (fresh * fresh).sum(axis=1).max() > self._most_way:
+        if not (fresh * fresh).sum(axis=1).max() <= self._most_way:
             return "tool speed"
         change = way[1:] - way[:-1]
-        if (change * change).sum(axis=1).max() > self._most_change:
+        if not (change * change).sum(axis=1).max() <= self._most_change:
             return "tool acceleration"
         turn = step[1:, :3, :3]
-        if (turn * turn).sum(axis=(1, 2)).max() > self._most_turn:
+        if not (turn * turn).sum(axis=(1, 2)).max() <= self._most_turn:
             return "tool turn"
         return None
 
     def _orientation(self, start: Array, new: Array) -> str | None:
-        if (-new[:, 2, 2] < min(self._upright, -start[2, 2])).any():
+        if not (-new[:, 2, 2] >= min(self._upright, -start[2, 2])).all():
             return "tool tilt"
         yaw = np.abs(np.arctan2(new[:, 1, 0], new[:, 0, 0]))
-        if (yaw > max(self._yaw, abs(math.atan2(start[1, 0], start[0, 0])))).any():
+        if not (yaw <= max(self._yaw, abs(math.atan2(start[1, 0], start[0, 0])))).all():
             return "tool yaw"
         return None
 
     def _effort(self, frames: Array, rows: Array) -> str | None:
         torque = self._dynamics.torque(frames, rows[:, 1], rows[:, 2])
-        return "joint torque" if (np.abs(torque) > self.torque).any() else None
+        return None if _between(torque, -self.torque, self.torque) else "joint torque"
+
+
+def _between(values: Array, low: Array, high: Array) -> bool:
+    """Whether all values are numbers from ``low`` to ``high``: a comparison with nan is false."""
+    return bool(((values >= low) & (values <= high)).all())

@@ -219,6 +219,7 @@ class SafetyFilter:
             "tool_m": self._tool,
             "yaw_rad": self._yaw,
             "measured_tool_m": self._measured_tool,
+            "measured_at_s": self._measured_at_s,
             "counters": replace(self.counters, reasons=dict(self.counters.reasons)),
         }
 
@@ -232,6 +233,7 @@ class SafetyFilter:
         self._q, self._reached = state["q_rad"], state["reached"]
         self._tool, self._yaw = state["tool_m"], state["yaw_rad"]
         self._measured_tool = state["measured_tool_m"]
+        self._measured_at_s = state["measured_at_s"]
         counters = state["counters"]
         self.counters = replace(counters, reasons=dict(counters.reasons))
 
@@ -356,12 +358,13 @@ class SafetyFilter:
         Raises:
             SafetyError: the arm is held, or the command is not a finite number.
         """
-        self.check_released()
-        try:
-            value = float(_finite(opening, (), "gripper opening"))
-        except InvalidInputError as error:
-            raise self._refusal(error) from None
-        return self._gripper.command(min(max(value, 0.0), 1.0))
+        with self._lock:
+            self.check_released()
+            try:
+                value = float(_finite(opening, (), "gripper opening"))
+            except InvalidInputError as error:
+                raise self._refusal(error) from None
+            return self._gripper.command(min(max(value, 0.0), 1.0))
 
     def rest(self) -> None:
         """The commander pauses on purpose: the arm comes to rest, and no command is missed until
@@ -456,10 +459,16 @@ class SafetyFilter:
             stop = self.planner.brake(plan, self._row(plan, extra))
             if stop is None:
                 return
-            with contextlib.suppress(LateCommandError):
+            try:
                 self._arm.command(self.planner.setpoints(stop))
-                self._plan = stop
+            except LateCommandError:
+                continue
+            except SafetyError:
+                # An arm that takes no commands has stopped, and forgotten what it was sent.
+                self._plan = None
                 return
+            self._plan = stop
+            return
 
     def check_released(self) -> None:
         """Raise SafetyError if the arm is held."""

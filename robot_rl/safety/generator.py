@@ -25,7 +25,10 @@ _NO_MOTION = (RuckigError, ValueError)
 # A joint that has next to nowhere to go may still be moved at this speed [rad/s].
 _LEAST_RAD_S = 0.02
 # Shorter ways [rad] are none, and so are smaller parts of the longest one.
-_LEAST_RAD, _LEAST_PART = 1e-9, 1e-3
+_LEAST_RAD, _LEAST_WAY = 1e-9, 1e-3
+# Joints that go in step keep this part of what they can do, to brake what else they do; a change of
+# velocity takes so long [s] or longer.
+_LEAST_PART, _LEAST_S = 0.1, 1e-4
 # A target that is reached within so long [s] after the rows that are asked for is gone to.
 _TAIL_S = 0.5
 
@@ -57,17 +60,23 @@ class Generator:
         """
         request = self._motion
         request.target_position = target_rad
-        way = np.abs(target_rad - state[0])
+        way = target_rad - state[0]
+        far = np.abs(way)
         # At the pace p a joint goes p keep_s and then, while it brakes, p (p / acceleration +
         # ramp_s) / 2. Were braking to begin any earlier, a run of commands would be stop and go.
         keep = keep_s + 0.5 * self._ramp_s
-        time_s = 0.5 * (keep + np.sqrt(keep * keep + 2.0 * way / self._limits[0])).max()
-        limits = (np.minimum(velocity_rad_s, way / time_s + _LEAST_RAD_S), *self._limits)
-        if not state[1:].any():
-            # From rest all joints go in proportion: the way of the tool is nearly straight.
-            part = np.maximum(way / max(float(way.max()), _LEAST_RAD), _LEAST_PART)
-            limits = tuple(part * (limit / part).min() for limit in limits)
-        request.max_velocity, request.max_acceleration, request.max_jerk = limits
+        time_s = 0.5 * (keep + np.sqrt(keep * keep + 2.0 * far / self._limits[0])).max()
+        pace = np.minimum(velocity_rad_s, far / time_s + _LEAST_RAD_S)
+        if state[1:].any():
+            self._keep_in_step(np.where(way < 0.0, -pace, pace) - state[1], pace, way < 0.0)
+        else:
+            # From rest all joints can go in proportion.
+            part = np.maximum(far / max(float(far.max()), _LEAST_RAD), _LEAST_WAY)
+            pace, acceleration, request.max_jerk = (
+                part * (limit / part).min() for limit in (pace, *self._limits)
+            )
+            request.max_acceleration, request.min_acceleration = acceleration, -acceleration
+        request.max_velocity = pace
         try:
             count = self._solve(request, state)
             if count <= rows + self._tail:
@@ -80,6 +89,24 @@ class Generator:
             return None
         spare = max(1, rows + 2 - len(path))
         return np.concatenate([path[:-1], resting(path[-1], spare)])
+
+    def _keep_in_step(self, change: Array, pace: Array, backwards: Array) -> None:
+        """Let the joints change their velocities (n,) by ``change`` in the same time, and brake
+        from ``pace`` (n,) in the same time: the way of the tool is nearly straight."""
+        gain, loss = self._together(change), self._together(pace)
+        slower = (change < 0.0) != backwards
+        loss = np.where(slower, np.maximum(gain, loss), loss)
+        acceleration, jerk = self._limits
+        request = self._motion
+        request.max_acceleration = np.where(backwards, loss, gain)
+        request.min_acceleration = -np.where(backwards, gain, loss)
+        request.max_jerk = jerk * np.maximum(gain, loss) / acceleration
+
+    def _together(self, change: Array) -> Array:
+        """Accelerations (n,) [rad/s^2] with which all velocities change in the same time."""
+        size = np.abs(change)
+        time_s = max(float((size / self._limits[0]).max()), _LEAST_S)
+        return np.maximum(size / time_s, _LEAST_PART * self._limits[0])
 
     def brake(self, state: Array) -> Array | None:
         """Rows from ``state`` (3, n) to rest, as soon as can be, or None where none were found."""

@@ -14,7 +14,7 @@ from robot_rl.interfaces import Array
 from robot_rl.teleops import STOPPED, Operator
 from robot_rl.training.demonstrate import ARM_ERRORS, Pace, rest, watch_operator
 
-_FACE_M = 0.003
+_FACE_M = 0.006
 # Of a full twist.
 _TURN_RAD_S = 1.0
 _FACES = ("far", "left", "top"), ("near", "right", "bottom")

@@ -282,7 +282,7 @@ class SimulatedFranka:
         position, velocity, _ = self._measured
         force = self._push_n + float(np.linalg.norm(self._wrench[:3]))
         self.controller.watch(position, velocity, force)
-        self.physics.step(self.controller.step(position, time.monotonic(), step_s))
+        self.physics.step(self.controller.step(time.monotonic(), step_s))
         self._measured = self.physics.joints()
         rig = self.physics.rig
         if rig.force is not None:

@@ -24,13 +24,16 @@ CONTROLLERS = (CARTESIAN, JOINT, "gravity_compensation", "joint_trajectory_contr
 ARM_CONTROLLERS = CONTROLLERS[:4]
 """At most one of these is active."""
 
-STIFFNESS_RAD_S = 40.0
+STIFFNESS_RAD_S = 30.0
 """How fast the arm closes the distance to its target."""
+REFERENCE_SPEED = 0.9
+REFERENCE_ACCELERATION = 1.5
+BRAKING = 4.0
+"""What the arm follows with, and stops itself with, in shares of the joints' limits: targets that
+came while this process was kept waiting are no reason to rush."""
 JUMP_RAD = 0.1
 JUMP_M = 0.06
 """A target further than this from the one followed is a jump."""
-REFERENCE_SPEED = 0.9
-"""Share of the joints' largest speed at which the arm closes a distance at most."""
 SPEED_MARGIN = 1.05
 """A joint faster than this share of its largest speed is a reflex."""
 SAFE_STRETCH_RAD = 0.03
@@ -60,9 +63,11 @@ class FrankaController:
     def __post_init__(self) -> None:
         self.kinematics = Kinematics(self.spec)
         self._speed = self.spec.limits("velocity_rad_s")
+        self._acceleration = self.spec.limits("acceleration_rad_s2")
         self._low, self._high = self.spec.limits("lower_rad"), self.spec.limits("upper_rad")
         self._lock = threading.RLock()
         self.reference = np.array(self.spec.home_rad)
+        self._speed_now = np.zeros_like(self.reference)
         self._forget_targets()
 
     def _forget_targets(self) -> None:
@@ -121,7 +126,7 @@ class FrankaController:
     # What happens to it.
 
     def reflex(self, error: str) -> None:
-        """Stop at once; every controller loses the arm."""
+        """Stop; every controller loses the arm."""
         with self._lock:
             if self.mode == "user_stopped":
                 return
@@ -158,41 +163,44 @@ class FrankaController:
         if force_n > self.force_threshold_n:
             self.reflex("cartesian_reflex")
 
-    def step(self, position_rad: Array, now_s: float, step_s: float) -> Array:
-        """The reference one physics step on; ``position_rad`` (n,) is where the arm is."""
+    def step(self, now_s: float, step_s: float) -> Array:
+        """The reference (n,) [rad] one physics step on."""
         with self._lock:
-            if self.mode != "move" or self.active == "gravity_compensation":
-                # Brakes, or hands, hold the arm where it is.
-                if self.mode in ("reflex", "user_stopped") and not self._stands:
-                    self.reference = position_rad.copy()
-                    self._stands = True
+            if self.mode != "move" or self.active not in (JOINT, CARTESIAN):
+                self._brake(step_s)
                 self._forget_targets()
                 return self.reference.copy()
-            self._stands = False
             if self._velocity.any() and now_s - self._heard_s > TARGET_TIMEOUT_S:
                 self._velocity[:] = 0.0
                 self.counts["timeouts"] += 1
             if self.active == CARTESIAN:
-                self._towards_pose(step_s)
+                self._towards(self._posture(), step_s)
             else:
                 age_s = min(max(now_s - self._heard_s, 0.0), 2.0 * step_s)
-                goal = self._joint + self._velocity * age_s
-                self._towards(goal, step_s)
+                self._towards(self._joint + self._velocity * age_s, step_s)
             return self.reference.copy()
 
-    _stands: bool = False
+    def _brake(self, step_s: float) -> None:
+        most = BRAKING * self._acceleration * step_s
+        self._speed_now -= np.clip(self._speed_now, -most, most)
+        self.reference = self.reference + self._speed_now * step_s
 
     def _towards(self, goal: Array, step_s: float) -> None:
-        share = 1.0 - np.exp(-STIFFNESS_RAD_S * step_s)
-        # Targets that came while this process was kept waiting are no reason to rush.
-        most = REFERENCE_SPEED * self._speed * step_s
-        self.reference = self.reference + np.clip(share * (goal - self.reference), -most, most)
+        """Pull the reference after ``goal`` (n,) [rad] no harder than the arm could follow."""
+        gap = goal - self.reference
+        distance = np.abs(gap)
+        closing = np.minimum(STIFFNESS_RAD_S * distance, np.sqrt(self._acceleration * distance))
+        wanted = self._velocity + np.sign(gap) * closing
+        wanted = np.clip(wanted, -REFERENCE_SPEED * self._speed, REFERENCE_SPEED * self._speed)
+        most = REFERENCE_ACCELERATION * self._acceleration * step_s
+        self._speed_now = self._speed_now + np.clip(wanted - self._speed_now, -most, most)
+        self.reference = self.reference + self._speed_now * step_s
 
-    def _towards_pose(self, step_s: float) -> None:
+    def _posture(self) -> Array:
+        """The joint angles whose tool pose is the target, the posture where that leaves it free."""
         goal = self.reference
         for _ in range(3):
             goal, _ = self.kinematics.step(goal, self._pose, damping=0.01, posture_gain=0.0)
-        # What the tool's pose leaves free follows the posture.
         jacobian = self.kinematics.jacobian(self.reference)
         free = np.eye(len(goal)) - np.linalg.pinv(jacobian) @ jacobian
-        self._towards(goal + free @ (self._joint - goal), step_s)
+        return np.asarray(goal + free @ (self._joint - goal))

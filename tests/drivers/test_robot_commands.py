@@ -86,6 +86,7 @@ def test_a_robot_that_is_off_is_a_failed_check(capsys, sawyer):
     assert code == 2 and "mastr" in said["error"]
 
 
+@pytest.mark.slow
 def test_a_franka_over_ros_2(capsys, monkeypatch, tmp_path, simulated_franka: Callable[..., Any]):
     pytest.importorskip("cyclonedds")
     pytest.importorskip("rosbags")

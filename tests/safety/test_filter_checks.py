@@ -70,6 +70,52 @@ def test_a_plan_knows_its_states():
     assert np.array_equal(plan.tool(12), poses[4, :3, 3])
 
 
+def test_it_is_the_last_row_sent_that_says_how_far_out_a_joint_may_be():
+    at = Sent()
+    inside, outside = at.home.copy(), at.home.copy()
+    outside[6] = at.checker.q_high[6] + 1e-3
+    for history in ([outside, outside, inside], [inside, outside, inside],
+                    [outside, inside, inside]):
+        assert at.broken(outside, before=history, leaning=True) == "joint position"
+    assert at.broken(outside, before=[inside, inside, outside]) != "joint position"
+
+
+def test_it_is_the_last_row_sent_that_says_how_far_a_tool_may_lean():
+    at = Sent(max_tilt_rad=0.01)
+    upright, tilted = at.home, at.moved(5, 0.05)
+    rest = np.zeros((1, 3, 7))
+    rest[0, 0] = tilted
+
+    def asked(*history):
+        before = np.repeat(rest, 3, axis=0)
+        poses = np.array([at.kinematics.forward(q) for q in history])
+        return at.checker.broken(before, poses, rest, tilted)[0]
+
+    at.checker._most_way = at.checker._most_change = at.checker._most_turn = math.inf
+    for history in ((tilted, tilted, upright), (upright, tilted, upright),
+                    (tilted, upright, upright)):
+        assert asked(*history) == "tool tilt"
+    assert asked(upright, upright, tilted) is None
+
+
+def test_every_row_counts_not_only_the_first():
+    at = Sent(**FREE)
+    before, rows = in_rows(at, 0, [0.0] * 9)
+    assert at.broken(rows, before=before) is None
+    for late in range(1, 6):
+        jumped = rows.copy()
+        jumped[late:, 0] += 0.1
+        assert at.broken(jumped, before=before) == "joint velocity"
+    acceleration = np.zeros((6, 7))
+    acceleration[4, 1] = 1e3
+    assert at.broken(rows, before=before, acceleration=acceleration) == "joint torque"
+    frames: list[tuple[int, ...]] = []
+    effort = at.checker._effort
+    at.checker._effort = lambda f, r: (frames.append(f.shape), effort(f, r))[1]
+    at.broken(rows, before=before)
+    assert frames == [(7, 6, 4, 4)]
+
+
 def test_what_is_exactly_at_a_limit_is_within_it(monkeypatch):
     at, rng = Sent("panda", **FREE), np.random.default_rng(0)
     path = at.home + np.cumsum(rng.normal(0.0, 1e-4, (9, 7)), axis=0)
@@ -166,7 +212,6 @@ def test_a_torque_exactly_at_its_limit_is_within_it():
     assert at.checker._effort(frames, rows) == "joint torque"
 
 
-@pytest.mark.xfail(strict=False, reason="reported")
 @pytest.mark.parametrize("column", range(3))
 def test_rows_that_are_no_numbers_are_broken(column):
     at = Sent("panda")

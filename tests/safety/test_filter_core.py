@@ -782,7 +782,6 @@ def test_an_arm_that_stays_in_error_stays_held():
     at.step((0.01, 0.0, 0.0))
 
 
-@pytest.mark.xfail(strict=False, reason="reported")
 def test_an_arm_whose_fault_went_by_itself_can_be_rearmed():
     at = At()
     at.step((0.03, 0.0, 0.0), wait=0.02)
@@ -956,7 +955,6 @@ def test_a_state_goes_on_exactly():
     assert at.safety.held is not None
 
 
-@pytest.mark.xfail(strict=False, reason="reported")
 def test_the_measured_tool_is_part_of_a_state():
     at = At(leash_m=0.01, max_speed_m_s=0.1)
     at.steps(5, (0.01, 0.0, 0.0))
@@ -1014,9 +1012,8 @@ def test_the_ranges_of_margin_force_and_box():
 # -- threads ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [
-    "measure", "sync", "move", "move_joints", "rest", "hold", "rearm", "watch",
-    pytest.param("grip", marks=pytest.mark.xfail(strict=False, reason="reported"))])
+@pytest.mark.parametrize("name", ["measure", "sync", "move", "move_joints", "grip", "rest",
+                                  "hold", "rearm", "watch"])
 def test_one_thread_at_a_time(name):
     at = At()
     words = {"move": ((0, 0, 0), 0.0, 0.1), "move_joints": (at.safety.setpoint_rad, 0.1),

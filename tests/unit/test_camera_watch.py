@@ -139,8 +139,8 @@ def test_a_latency_that_is_known_is_granted():
     watch = CameraWatch(camera)
     camera.give(late_s=0.4)
     assert watch.check() is None
-    camera.clock.time_s += 0.06
-    assert "limit is 0.450 s" in watch.check()
+    camera.clock.time_s += 0.03
+    assert "limit is 0.420 s" in watch.check()
 
 
 def test_equal_pictures_under_new_stamps_are_a_freeze(camera):

@@ -267,7 +267,7 @@ BREAKS = {
     "lean": ("force", lambda h: h.force_n.fill(60.0), "touch"),
     "sensor": ("sensor drawer", lambda h: setattr(h, "reading", np.nan), "nan"),
     "watch": ("watch gripper", lambda h: setattr(h, "watched", "it is hot"), "it is hot"),
-    "own": ("robot: firmware", lambda h: h.arm.own.__setitem__(0, ("firmware", False, "4.0")), "4.0"),
+    "own": ("robot: firmware", lambda h: h.arm.own.append(("firmware", False, "4.0")), "4.0"),
 }
 
 

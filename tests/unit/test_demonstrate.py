@@ -19,6 +19,7 @@ from robot_rl.errors import InvalidInputError
 from robot_rl.teleops import Operator
 from robot_rl.training import demonstrate
 from robot_rl.training.demonstrate import Control, RecordConfig, make_world, record
+from robot_rl.training.driving import Drive
 from robot_rl.training.offline import PretrainConfig, pretrain
 from robot_rl.training.setup import EnvChoice
 
@@ -464,3 +465,37 @@ def test_the_most_urgent_of_several_requests_counts(tmp_path):
     values = run(tmp_path / "demos", Hasty(asks={4: "accept"}, interactive=False))
     assert (values["accepted"], values["rejected"], values["aborted"]) == (0, 0, 1)
     assert "the operator stopped the arm" in values["stopped"]
+
+
+# -- driving without recording ------------------------------------------------------------------
+
+
+def test_driving_moves_stops_and_re_arms():
+    person = Person(lambda step: [0.0, 0.0, 1.0] if step < 5 else None,
+                    {8: "stop", 10: "rearm", 30: "rearm", 33: "quit"})
+    world = make_world(REACH, demonstrate.Hardware())
+    try:
+        drive = Drive(world, Operator(person))
+        held = []
+        drive.run(0.0, lambda: False, lambda: held.append(world.safety.held))
+        values = drive.values()
+    finally:
+        world.close()
+    assert (values["touched"], values["holds"], values["held"]) == (5, 1, None)
+    assert {reason for reason in held if reason} == {"the operator stopped the arm"}
+    assert held[-1] is None and held.count(None) < len(held)
+    assert values["gripper"] is None and values["violations"] == 0
+
+
+def test_driving_says_which_faces_of_the_box_the_tool_touches():
+    person = Person(lambda step: [0.0, 0.0, -1.0])
+    world = make_world(REACH, demonstrate.Hardware())
+    try:
+        drive = Drive(world, Operator(person))
+        drive.run(3.0, lambda: False, lambda: None)
+        assert drive.faces() == ["bottom"]
+        assert "box bottom" in drive.describe()
+        assert drive.values()["limited"] > 0
+        assert drive.values()["tool_m"][2] == pytest.approx(0.012, abs=0.005)
+    finally:
+        world.close()

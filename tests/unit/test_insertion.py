@@ -191,6 +191,19 @@ def test_the_goal_is_a_state_that_lasts(make, engine):
     assert info["is_success"] and info["distance"] < 0.0005 and contact(env) == 1.0
 
 
+def test_the_plug_is_kept_off_the_table_and_a_task_can_be_given(make):
+    env = make()
+    assert env.safety.config.box_min_m[2] == pytest.approx(REACH_M + 0.002)
+    noisy = make_env(Insertion(goal_noise_m=0.001, reward="dense"))
+    noisy.reset(seed=0)
+    _, reward, *_ = noisy.step(np.zeros(3))
+    assert noisy.task.goal_noise_m == 0.001 and reward < -1.0
+    noisy.close()
+    low = make_env("Insertion", safety={"box_min_m": (-0.2, -0.2, 0.05)})
+    assert low.safety.config.box_min_m == (-0.2, -0.2, 0.05)
+    low.close()
+
+
 def test_what_a_scene_declares_is_checked():
     plug = Insertion().scene().held
     assert plug is not None and plug.reach_m == pytest.approx(REACH_M)

@@ -159,3 +159,14 @@ def test_rotations_round_trip():
         turned = rotation_from_quat((*axis, 0.0))
         np.testing.assert_allclose(np.abs(rotation_vector(turned)), np.pi * axis, atol=1e-9)
     np.testing.assert_array_equal(rotation_vector(np.eye(3)), np.zeros(3))
+
+
+@pytest.mark.parametrize("robot", ["fr3", "panda", "sawyer"])
+def test_many_postures_at_once_are_as_one_by_one(robot):
+    kinematics = Kinematics(load_robot(robot))
+    q = np.random.default_rng(0).uniform(kinematics.lower_rad, kinematics.upper_rad, (9, 7))
+    frames, poses = kinematics.frames(q)
+    assert frames.shape == (7, 9, 4, 4) and poses.shape == (9, 4, 4)
+    for k, each in enumerate(q):
+        np.testing.assert_allclose(frames[:, k], kinematics.joint_frames(each), atol=1e-14)
+        np.testing.assert_allclose(poses[k], kinematics.forward(each), atol=1e-14)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from robot_rl.safety.checks import HISTORY, Checker, Plan
 from robot_rl.safety.dynamics import InverseDynamics
 from robot_rl.safety.envelope import VelocityEnvelope
 from robot_rl.safety.generator import Generator, resting
-from robot_rl.safety.planner import Planner
+from robot_rl.safety.planner import Aim, Planner
 from robot_rl.specs import load_robot
 
 ROBOTS = ("fr3", "panda", "sawyer")
@@ -47,7 +46,7 @@ class Judge:
         if rates is not None:
             rows[:, 1:] = rates
         if before is None:
-            before = np.repeat(places[:1] if target is None else places[:1], HISTORY, axis=0)
+            before = np.repeat(places[:1], HISTORY, axis=0)
         _, poses = self.kinematics.frames(np.asarray(before))
         reason, new = self.checker.broken(
             self.rows(before), poses, rows, places[-1] if target is None else target, leaning
@@ -602,10 +601,33 @@ def test_the_set_point_stays_off_the_faces():
 
 def test_a_posture_out_of_reach_is_refused():
     planner = Planner(Kinematics(load_robot("panda")), SafetyConfig(), PERIOD_S)
-    with pytest.raises(InvalidInputError, match=r"tool position \[3. +0. +0.3\] m is out of reach of "
-                                                r"panda: the nearest posture is [\d.]+ m away"):
+    message = (r"tool position \[3. +0. +0.3\] m is out of reach of panda: the nearest posture is "
+               r"[\d.]+ m away")
+    with pytest.raises(InvalidInputError, match=message):
         planner.posture(planner.pose(np.array([3.0, 0.0, 0.3]), 0.0))
 
 
-def test_the_module_is_not_imported_from_the_simulators():
-    assert not any(name.startswith("robot_rl_sim") for name in vars(sys.modules[Checker.__module__]))
+def test_without_a_brake_there_is_no_plan_to_stop(monkeypatch):
+    planner = Planner(Kinematics(load_robot("panda")), SafetyConfig(), PERIOD_S)
+    plan = planner.at_rest(np.array(load_robot("panda").home_rad), 5)
+    assert plan.end == 5 and not plan.rows[:, 1:].any() and len(plan.rows) == HISTORY
+    stop = planner.brake(plan, 5)
+    assert stop.first == 2 and stop.end == 6
+    monkeypatch.setattr(planner._generator, "brake", lambda state: None)
+    assert planner.brake(plan, 5) is None
+
+
+def test_at_a_face_the_set_point_comes_off_it_where_it_can_do_no_more(monkeypatch):
+    planner = Planner(Kinematics(load_robot("panda")), SafetyConfig(), PERIOD_S)
+    home = planner.posture(planner.pose(np.array([0.0, 0.0, 0.012]), 0.0))
+    plan = planner.at_rest(home, 0)
+    below = Aim(planner.pose(np.array([0.0, 0.0, -0.03]), 0.0), 0.045, 0.1, 0.1)
+    found = planner.to_tool(plan, 0, home, plan.poses[-1], below)
+    assert found.part == 0.0
+    assert planner.tool(found.pose)[0][2] == pytest.approx(0.015, abs=2e-4)
+    # And where even that breaks a limit the plan before goes on.
+    monkeypatch.setattr(planner.checker, "broken", lambda *_: ("tool box", plan.poses))
+    kept = planner.to_tool(plan, 0, home, plan.poses[-1], below)
+    assert kept.part == 0.0 and np.array_equal(kept.q_rad, home)
+    assert len(kept.plan.rows) == HISTORY + planner.due(0.1) + 1
+    assert np.array_equal(kept.plan.rows, np.repeat(plan.rows[:1], len(kept.plan.rows), axis=0))

@@ -97,6 +97,8 @@ def test_a_hold_before_anything_is_known_of_the_arm_sends_nothing(bench):
 
     at = bench()
     fresh = SafetyFilter(at.arm, at.gripper, at.clock)
+    fresh.rest()
+    fresh.watch()
     fresh.hold("stop")
     assert fresh.held == "stop" and at.arm.commands == []
 

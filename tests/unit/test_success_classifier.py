@@ -78,7 +78,8 @@ def test_a_classifier_is_trained_tested_and_used_from_the_command_line(
     data = write_painted(tmp_path / "data", episode, 40, 0)
     later = write_painted(tmp_path / "later", episode, 15, 1)
     out = tmp_path / "made" / "success.safetensors"
-    words = ("--data", data, "--out", str(out), "--size", "24", "--steps", "200", "--seed", "1")
+    words = ("--data", data, "--out", str(out), "--size", "24", "--steps", "150",
+             "--batch-size", "32", "--seed", "1")
     code, said = run(capsys, "classifier", "train", *words)
     assert code == 0
     assert set(said) == {"episodes", "images", "measured", "interrupted", "classifier", "threshold",
@@ -87,11 +88,6 @@ def test_a_classifier_is_trained_tested_and_used_from_the_command_line(
     code, judged = run(capsys, "classifier", "test", "--model", str(out), "--data", later)
     assert code == 0 and judged["images"] == 180
     assert judged["accuracy"] > 0.9 and judged["false_positives"] < 0.08, judged
-    # The same again is the same file to the bit.
-    again = tmp_path / "again.safetensors"
-    code, _ = run(capsys, "classifier", "train", *words[:2], "--out", str(again), *words[4:])
-    assert code == 0 and again.read_bytes() == out.read_bytes()
-
     classifier = Classifier.load(out)
     assert classifier.info.goal_dim == 0 and classifier.info.measured == said["measured"]
     rng = np.random.default_rng(5)
@@ -110,10 +106,20 @@ def test_a_classifier_is_trained_tested_and_used_from_the_command_line(
     assert [detector.success() for _ in range(2)] == [False, True]
 
 
+def test_the_same_seed_gives_the_same_classifier_to_the_bit(tmp_path, episode):
+    data = write_painted(tmp_path / "data", episode, 15, 3)
+    kept = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        config = ClassifierConfig(data=data, size=24, steps=5, batch_size=8, seed=seed)
+        fit(config, quiet=True)[0].save(tmp_path / name)
+        kept.append((tmp_path / name).read_bytes())
+    assert kept[0] == kept[1] != kept[2]
+
+
 def test_goals_that_vary_are_looked_at(tmp_path, episode):
     data = write_painted(tmp_path / "data", episode, 80, 2, goals=True)
     classifier, said = fit(
-        ClassifierConfig(data=data, size=24, steps=350, batch_size=32), quiet=True
+        ClassifierConfig(data=data, size=24, steps=300, batch_size=32), quiet=True
     )
     assert classifier.info.goal_dim == 2
     assert said["measured"]["accuracy"] > 0.8, said
@@ -162,8 +168,8 @@ def learned(episodes: list[LabelledEpisode], config: ClassifierConfig) -> Classi
 
 def test_push_is_told_from_images_after_few_episodes():
     pytest.importorskip("mujoco")
-    classifier = learned(pushed(36, 0), ClassifierConfig(steps=150))
-    measured = measure(classifier, pushed(12, 5000))
+    classifier = learned(pushed(30, 0), ClassifierConfig(steps=120, batch_size=48))
+    measured = measure(classifier, pushed(9, 5000))
     assert measured["accuracy"] > 0.88 and measured["false_positives"] < 0.1, measured
 
 
