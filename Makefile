@@ -62,6 +62,7 @@ bench-data: $(VENV)/.stamp-test  ## kill, cut and mutate: is recorded data safe 
 bench-safety: $(VENV)/.stamp-test  ## a storm of commands on the safety filter, then its mutants (an hour)
 	$(BIN)/python benchmarks/filter_storm.py --out benchmarks/results/filter_storm.json
 	$(BIN)/python benchmarks/mutation.py --out benchmarks/results/mutation.json
+	$(BIN)/python benchmarks/hardware_faults.py --out benchmarks/results/hardware_faults.json
 
 bench-learning: $(VENV)/.stamp-demo  ## learning results over three seeds, both engines (an hour)
 	$(BIN)/python benchmarks/scripted_success.py

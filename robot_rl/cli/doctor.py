@@ -33,6 +33,7 @@ CORE_PACKAGES = {
     "mcap": "mcap",
     "lz4": "lz4",
     "safetensors": "safetensors",
+    "ruckig": "ruckig",
     "pyyaml": "yaml",
     "tqdm": "tqdm",
 }

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from robot_rl.data.apart import REJECTED
 from robot_rl.data.episode_file import (
     COMMIT_RECORD,
     LAYOUT_RECORD,
@@ -49,7 +50,7 @@ from robot_rl.errors import InvalidInputError
 # Called with the files done and how many there are.
 Progress = Callable[[int, int], None]
 
-_KNOWN = {"dataset.json", EPISODES, INTERRUPTED, SET_ASIDE, LOCK, COMMITTED, ".cache"}
+_KNOWN = {REJECTED, "dataset.json", EPISODES, INTERRUPTED, SET_ASIDE, LOCK, COMMITTED, ".cache"}
 _ASIDE = re.compile(r"(?:\d+-)?(\d{6,12})\.mcap(?:\.part)?")
 _COMMITTED = re.compile(r"\d{6,12}\.mcap")
 _GAP = re.compile(r"(\d{6,12})-(\d{6,12})\.missing")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
@@ -11,6 +10,7 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
 from robot_rl.envs.latency import DelayedArm
+from robot_rl.envs.randomization import RandomizationOptions as RandomizationOptions
 from robot_rl.envs.success.base import begin_episode, close_detector
 from robot_rl.envs.tasks.base import Task, TaskView
 from robot_rl.errors import InvalidInputError, SafetyError, StaleDataError, unknown_name
@@ -18,49 +18,6 @@ from robot_rl.interfaces import Array, Placement, Randomization, Resetter, Rig, 
 from robot_rl.safety import SafetyFilter, Watchdog
 
 ACTION_PARTS = ("xyz", "yaw", "gripper")
-
-
-@dataclass(frozen=True)
-class RandomizationOptions:
-    """How far each episode's world may differ from the nominal one; 0 leaves a thing alone.
-
-    ``mass`` and ``friction`` are the largest relative change, ``color`` the largest shift of a
-    colour channel, ``camera_m`` and ``camera_rad`` the largest displacement of a camera,
-    ``latency_s`` the largest delay of commands, ``action_noise`` the standard deviation of noise
-    on every action and ``action_bias`` the largest constant offset of an episode's actions (both
-    in units of the action, [-1, 1]).
-    """
-
-    mass: float = 0.0
-    friction: float = 0.0
-    color: float = 0.0
-    camera_m: float = 0.0
-    camera_rad: float = 0.0
-    latency_s: float = 0.0
-    action_noise: float = 0.0
-    action_bias: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, most in (
-            ("mass", 0.95),
-            ("friction", 0.95),
-            ("color", 1.0),
-            ("camera_m", 0.5),
-            ("camera_rad", 0.5),
-            ("latency_s", 0.5),
-            ("action_noise", 1.0),
-            ("action_bias", 1.0),
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float, np.number)) or not 0.0 <= value <= most:
-                raise InvalidInputError(
-                    f"randomisation: {name} is {value!r}, should be in [0, {most}]"
-                )
-
-    @property
-    def touches_scene(self) -> bool:
-        """Whether anything but commands changes."""
-        return any((self.mass, self.friction, self.color, self.camera_m, self.camera_rad))
 
 
 def parse_action_parts(action: str) -> tuple[str, ...]:

@@ -265,7 +265,6 @@ class SafetyFilter:
             turn = self._turn(asked, duration)
             off = math.hypot(*(target - self._tool - delta)) + abs(turn - asked)
             aim = Aim(self.planner.pose(target, self._yaw + turn),
-                      self.config.max_speed_m_s * duration,
                       self.config.max_yaw_rate_rad_s * duration, duration)
             found = self._send(
                 lambda plan, row: self.planner.to_tool(plan, row, self._q, self._reached, aim),

@@ -14,9 +14,8 @@ from robot_rl.safety.checks import HISTORY, Checker, Plan
 from robot_rl.safety.config import SafetyConfig
 from robot_rl.safety.generator import Generator
 
-# By how much one command may move the tool's set-point further than asked, to make up for what the
-# one before left undone.
-_CATCH_UP_M = 0.01
+# How much further away [m] from where it is asked to go a command may leave the tool's set-point.
+_STRAY_M = 0.001
 # Of the inverse kinematics; the second is tried where the first flings the tool.
 _DAMPING, _STRONG_DAMPING = 0.01, 0.1
 # How far inside its box the tool's set-point stays: the way there bends.
@@ -44,11 +43,10 @@ class Found:
 
 @dataclass(slots=True)
 class Aim:
-    """Where the tool shall go: its pose (4, 4), how far [m] and by what angle [rad] one command
-    may move its set-point, and for how long [s] it counts."""
+    """Where the tool shall go: its pose (4, 4), by what angle [rad] one command may turn its
+    set-point, and for how long [s] it counts."""
 
     pose: Array
-    reach_m: float
     turn_rad: float
     duration_s: float
 
@@ -166,7 +164,7 @@ class Planner:
                 velocity = self._velocity(plan, row, q, 1.0, way)
                 found = self._planned(plan, row, q, velocity, aim.duration_s, False)
                 if found is not None and (
-                    math.hypot(*(found.pose[:3, 3] - here)) <= aim.reach_m + _CATCH_UP_M
+                    math.dist(found.pose[:3, 3], wanted[:3, 3]) <= math.hypot(*step) + _STRAY_M
                 ):
                     found.part = part * share
                     return found

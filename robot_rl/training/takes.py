@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ from numpy.typing import NDArray
 
 from robot_rl.data import DatasetInfo, DatasetWriter, EpisodeRecorder, RecordingOptions
 from robot_rl.data.apart import REJECTED, VERDICT
-from robot_rl.data.log import read_info
+from robot_rl.data.log import EPISODES, LOCK, read_info
 from robot_rl.data.recording import LiveEpisode
 from robot_rl.envs.robot_env import RobotEnv
-from robot_rl.errors import InvalidInputError
+from robot_rl.errors import InvalidInputError, StorageError
 
 # A step that took so much longer than its period was late.
 _LATE = 1.5
@@ -96,6 +97,7 @@ class Folders:
         overwrite: bool,
     ) -> None:
         self._options, self._info = options, info
+        self._made, self._there = not append, path.exists()
         if append:
             _check_same(path, info)
             self.accepted = DatasetWriter.extend(path, options=options)
@@ -128,12 +130,28 @@ class Folders:
     def __enter__(self) -> Folders:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
         try:
             if self._rejected is not None:
                 self._rejected.close()
         finally:
             self.accepted.close()
+            if isinstance(error, InvalidInputError) and not isinstance(error, StorageError):
+                self._unmake()
+
+    def _unmake(self) -> None:
+        """What could not even begin leaves no folder behind."""
+        path = self.accepted.path
+        if not self._made or self.accepted.count or self._rejected is not None:
+            return
+        with contextlib.suppress(OSError):
+            (path / EPISODES).rmdir()
+            for name in ("dataset.json", LOCK):
+                (path / name).unlink(missing_ok=True)
+            if not self._there:
+                path.rmdir()
 
 
 def _check_same(path: Path, info: DatasetInfo) -> None:

@@ -39,8 +39,8 @@ def test_record_then_look_then_pretrain(tmp_path, capsys):
     assert info["apart"] == {"rejected": values["rejected"]}
     code, apart = say(capsys, "data", "info", values["rejected_path"])
     assert (apart["episodes"], apart["success_rate"]) == (values["rejected"], 0.0)
-    assert main(["data", "verify", out]) == 0
-    capsys.readouterr()
+    code, verified = say(capsys, "data", "verify", out)
+    assert code == 0 and verified["ok"] and not verified["warnings"]
     code, trained = say(capsys, "pretrain", "--agent", "bc", "--data", out, "--steps", "5",
                         "--out", str(tmp_path / "run"))
     assert code == 0 and trained["steps"] == 5

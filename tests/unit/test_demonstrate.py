@@ -424,6 +424,19 @@ def test_another_task_or_rate_is_not_appended(tmp_path):
     assert len(open_log(out)) == 1
 
 
+def test_what_cannot_begin_leaves_no_folder(tmp_path, monkeypatch):
+    def refuse(self: RobotEnv, **options: Any) -> Any:
+        raise InvalidInputError("no graphics here")
+
+    monkeypatch.setattr(RobotEnv, "reset", refuse)
+    there = tmp_path / "there"
+    there.mkdir()
+    for out in (tmp_path / "new", there):
+        with pytest.raises(InvalidInputError, match="no graphics here"):
+            run(out, Person())
+    assert not (tmp_path / "new").exists() and list(there.iterdir()) == []
+
+
 # -- control alone ------------------------------------------------------------------------------
 
 

@@ -621,7 +621,7 @@ def test_at_a_face_the_set_point_comes_off_it_where_it_can_do_no_more(monkeypatc
     planner = Planner(Kinematics(load_robot("panda")), SafetyConfig(), PERIOD_S)
     home = planner.posture(planner.pose(np.array([0.0, 0.0, 0.012]), 0.0))
     plan = planner.at_rest(home, 0)
-    below = Aim(planner.pose(np.array([0.0, 0.0, -0.03]), 0.0), 0.045, 0.1, 0.1)
+    below = Aim(planner.pose(np.array([0.0, 0.0, -0.03]), 0.0), 0.1, 0.1)
     found = planner.to_tool(plan, 0, home, plan.poses[-1], below)
     assert found.part == 0.0
     assert planner.tool(found.pose)[0][2] == pytest.approx(0.015, abs=2e-4)
