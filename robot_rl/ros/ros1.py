@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 import time
+import warnings
 import xmlrpc.client
 from collections.abc import Callable
 from typing import Any
@@ -63,12 +64,14 @@ def default_master_uri() -> str:
 class Publisher:
     """A topic that this process publishes."""
 
-    def __init__(self, topic: str, kind: str, *, latch: bool, queue: int) -> None:
+    def __init__(self, topic: str, kind: str, *, latch: bool, queue: int | None) -> None:
         self.message = message_class(kind)
         self.topic = topic
-        self._rospy_publisher = import_rospy().Publisher(
-            topic, self.message, tcp_nodelay=True, latch=latch, queue_size=queue
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # to send at once is meant
+            self._rospy_publisher = import_rospy().Publisher(
+                topic, self.message, tcp_nodelay=True, latch=latch, queue_size=queue
+            )
 
     def publish(self, message: Any) -> None:
         """Send a message, an instance of :attr:`message`, to whoever subscribes."""
@@ -128,10 +131,11 @@ class Ros1Session:
         self._watcher.start()
 
     def publisher(
-        self, topic: str, kind: str, *, latch: bool = False, queue: int = 10
+        self, topic: str, kind: str, *, latch: bool = False, queue: int | None = 10
     ) -> Publisher:
         """Publish ``topic`` with messages of ``kind``, e.g. ``std_msgs/Float64``. Messages go out
-        on a thread of their own; beyond ``queue`` waiting ones the oldest is dropped."""
+        on a thread of their own; beyond ``queue`` waiting ones the oldest is dropped. None: they
+        go out on the caller's thread, and none is dropped."""
         publisher = Publisher(topic, kind, latch=latch, queue=queue)
         self._topics["publish", topic] = kind
         self._handles.append(publisher)

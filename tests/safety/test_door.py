@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,7 @@ def scan_text(path: str, text: str) -> list[Find]:
     return Scan(path, ast.parse(text)).found
 
 
+@cache
 def scan_tree() -> list[Find]:
     files = [file for folder in FOLDERS for file in sorted((REPO / folder).rglob("*.py"))]
     assert len(files) > 50, "the scan looks in the wrong place"

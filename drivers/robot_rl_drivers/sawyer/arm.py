@@ -82,7 +82,10 @@ class SawyerArm:
         self._hooks = recover_hooks
         self._timeout_s = command_timeout_s
         publish = session.publisher
-        self._command = publish(f"{LIMB}/joint_command", "intera_core_msgs/JointCommand")
+        # Sent by the streamer's own thread: one of rospy's gets less time on a busy machine, and
+        # drops rows, so that the set-points would jump.
+        self._command = publish(
+            f"{LIMB}/joint_command", "intera_core_msgs/JointCommand", queue=None)
         self._timeout = publish(f"{LIMB}/joint_command_timeout", "std_msgs/Float64", latch=True)
         self._ratio = publish(f"{LIMB}/set_speed_ratio", "std_msgs/Float64", latch=True)
         self._enable = publish("/robot/set_super_enable", "std_msgs/Bool")
