@@ -6,9 +6,9 @@
 Starts a ROS 1 master and the simulated Sawyer as processes of their own, records with
 `robot-rl record --backend ros1`, and writes what came of it: attempts, accepted, rejected and
 aborted episodes, wall time, and steps that were late (longer than 1.5 control periods). Robot,
-physics and recording share this machine's cores, so the robot is told to wait longer for a
-set-point than its 0.2 s (`--rig command_timeout_s=0.5 --rig max_gap_s=0.2`); a longer gap still
-holds the arm and ends the recording.
+physics and recording share this machine's cores, so the robot is told to wait as long for a
+set-point as may be (`--rig command_timeout_s=0.2 --rig max_gap_s=0.19`); a longer gap still holds
+the arm and ends the recording.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-RIG = ["command_timeout_s=0.5", "max_gap_s=0.2"]
+RIG = ["command_timeout_s=0.2", "max_gap_s=0.19"]
 
 
 def main() -> int:

@@ -84,7 +84,7 @@ def drive(master_uri: str, seconds: float) -> dict[str, Any]:
     robot = load_robot("sawyer")
     rig = make_rig("ros1", RigRequest(
         robot, make_task("Push").scene(),
-        options={"master_uri": master_uri, "max_gap_s": "0.19", "tracker": "none"},
+        options={"master_uri": master_uri, "max_gap_s": "0.16", "tracker": "none"},
     ))
     arm: Any = rig.arm
     while not arm.status().ready:

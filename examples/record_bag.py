@@ -118,6 +118,9 @@ class Recorder:
             "geometry_msgs/msg/Point", **dict(zip("xyz", map(float, view.tool_m), strict=True))))
         self.publish("/tool/velocity", "geometry_msgs/msg/Vector3Stamped", time_s,
                      vector=self.vector(view.tool_velocity_m_s))
+        ahead = self.env.safety.setpoint_tool_m - view.tool_m
+        self.publish("/tool/to_setpoint", "geometry_msgs/msg/Vector3Stamped", time_s,
+                     vector=self.vector(ahead))
         self.publish("/puck/position", "geometry_msgs/msg/PointStamped", time_s, point=self.new(
             "geometry_msgs/msg/Point", **dict(zip("xyz", map(float, puck.position_m),
                                                   strict=True))))

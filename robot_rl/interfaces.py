@@ -41,7 +41,8 @@ class JointSetpoints:
     The last row is at rest, so whoever sends the rows needs nobody to stop the arm. ``at`` is the
     row, counted as :meth:`Arm.sent` counts, that the first of these is: rows before it that are
     still to be sent go out first, those after it are forgotten. ``velocity_rad_s`` and
-    ``acceleration_rad_s2`` (k, n) are those of the motion at the rows.
+    ``acceleration_rad_s2`` (k, n) are those of the motion at the rows. ``stop`` says that they
+    only bring the arm to rest, in place of rows that it would send anyway.
     """
 
     position_rad: Array
@@ -49,6 +50,7 @@ class JointSetpoints:
     velocity_rad_s: Array | None = None
     acceleration_rad_s2: Array | None = None
     at: int = 0
+    stop: bool = False
 
 
 @dataclass(slots=True)
@@ -130,7 +132,9 @@ class Arm(Protocol):
 
         Raises:
             LateCommandError: that row, and maybe more, were sent already; nothing changed.
-            SafetyError: the arm takes no commands (see :meth:`status`); nothing changed.
+            SafetyError: the arm takes no commands (see :meth:`status`); nothing changed. While it
+                goes on sending rows all the same (it is the measured state that cannot be relied
+                on, say), it takes those that ``stop``.
         """
 
     def status(self) -> ArmStatus:

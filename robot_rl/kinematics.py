@@ -80,15 +80,10 @@ def rotation_from_quat(quat_xyzw: ArrayLike) -> Array:
 
 def rotation_vector(rotation: Array) -> Array:
     """Axis times angle (3,) [rad] of a rotation matrix; right at 0 and at pi as well."""
-    vector = np.array(
-        [
-            rotation[2, 1] - rotation[1, 2],
-            rotation[0, 2] - rotation[2, 0],
-            rotation[1, 0] - rotation[0, 1],
-        ]
-    )
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation.tolist()
+    vector = np.array([zy - yz, xz - zx, yx - xy])
     sin2 = float(np.sqrt(vector @ vector))
-    cos2 = rotation[0, 0] + rotation[1, 1] + rotation[2, 2] - 1.0
+    cos2 = xx + yy + zz - 1.0
     if sin2 > 1e-6:
         return vector * (np.arctan2(sin2, cos2) / sin2)
     if cos2 > 0:
@@ -120,7 +115,6 @@ class Kinematics:
         self.lower_rad = spec.limits("lower_rad")
         self.upper_rad = spec.limits("upper_rad")
         self._home = np.asarray(spec.home_rad, dtype=np.float64)
-        self._origins = np.stack([transform(j.origin_xyz_m, j.origin_rpy_rad) for j in spec.joints])
         gripper = spec.gripper
         self._tool = (
             transform(spec.flange_xyz_m, spec.flange_rpy_rad)
@@ -128,18 +122,20 @@ class Kinematics:
             @ transform(gripper.tcp_xyz_m)
         )
         # Columns x and y of an origin turn with the joint: F Rz(q) = [x c + y s, y c - x s, z, p].
-        self._column_x = np.ascontiguousarray(self._origins[:, :, 0])
-        self._column_y = np.ascontiguousarray(self._origins[:, :, 1])
+        origins = np.stack([transform(j.origin_xyz_m, j.origin_rpy_rad) for j in spec.joints])
+        self._fixed, self._cos, self._sin = np.zeros((3, *origins.shape))
+        self._fixed[:, :, 2:] = origins[:, :, 2:]
+        self._cos[:, :, :2] = origins[:, :, :2]
+        self._sin[:, :, 0], self._sin[:, :, 1] = origins[:, :, 1], -origins[:, :, 0]
 
     def joint_frames(self, q_rad: ArrayLike) -> Array:
         """Frames (n, 4, 4) of the links after each joint, in the base frame."""
         q = np.asarray(q_rad, dtype=np.float64)
         if q.shape != (self.n_joints,):
             raise ValueError(f"q_rad has shape {q.shape}, should be ({self.n_joints},)")
-        local = self._origins.copy()
-        cos, sin = np.cos(q)[:, None], np.sin(q)[:, None]
-        local[:, :, 0] = self._column_x * cos + self._column_y * sin
-        local[:, :, 1] = self._column_y * cos - self._column_x * sin
+        local = self._cos * np.cos(q)[:, None, None]
+        local += self._sin * np.sin(q)[:, None, None]
+        local += self._fixed
         frame = local[0]
         for i in range(1, self.n_joints):
             frame = np.dot(frame, local[i], out=local[i])  # type: ignore[call-overload]
@@ -148,13 +144,10 @@ class Kinematics:
     def frames(self, q_rad: Array) -> tuple[Array, Array]:
         """Frames (n, k, 4, 4) of the links after each joint at k postures (k, n) [rad], and the
         poses (k, 4, 4) of the TCP, in the base frame."""
-        count = len(q_rad)
-        cos = np.cos(q_rad).T[:, :, None]
-        sin = np.sin(q_rad).T[:, :, None]
-        frames = np.empty((self.n_joints, count, 4, 4))
-        frames[:] = self._origins[:, None]
-        frames[..., 0] = self._column_x[:, None] * cos + self._column_y[:, None] * sin
-        frames[..., 1] = self._column_y[:, None] * cos - self._column_x[:, None] * sin
+        q = q_rad.T[:, :, None, None]
+        frames = self._cos[:, None] * np.cos(q)
+        frames += self._sin[:, None] * np.sin(q)
+        frames += self._fixed[:, None]
         for i in range(1, self.n_joints):
             frames[i] = frames[i - 1] @ frames[i]
         return frames, frames[-1] @ self._tool

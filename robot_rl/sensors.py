@@ -31,15 +31,19 @@ class BiasOptions:
     ``samples`` readings that differ by more than ``max_spread_n`` [N] or ``max_spread_nm`` [N m]
     (largest less smallest, on any axis) are of an arm that moves or touches something; a mean
     above ``max_bias_n`` or ``max_bias_nm`` is of one that leans on something, or of a broken
-    sensor. All readings must come within ``within_s``. Where they will not do, it is tried again,
-    ``attempts`` times in all: arms swing for a moment after they stop.
+    sensor; so is one that differs from the bias before by more than ``max_change_n`` or
+    ``max_change_nm``, since the world may push by what is taken for bias on top of the limit. All
+    readings must come within ``within_s``. Where they will not do, it is tried again, ``attempts``
+    times in all: arms swing for a moment after they stop.
     """
 
     samples: int = 20
     max_spread_n: float = 3.0
     max_spread_nm: float = 0.6
-    max_bias_n: float = 40.0
-    max_bias_nm: float = 8.0
+    max_bias_n: float = 20.0
+    max_bias_nm: float = 4.0
+    max_change_n: float = 8.0
+    max_change_nm: float = 1.6
     within_s: float = 2.0
     attempts: int = 3
 
@@ -48,7 +52,8 @@ class BiasOptions:
             raise InvalidInputError(f"bias: samples is {self.samples}, should be at least 2")
         if self.attempts < 1:
             raise InvalidInputError(f"bias: attempts is {self.attempts}, should be at least 1")
-        for name in ("max_spread_n", "max_spread_nm", "max_bias_n", "max_bias_nm", "within_s"):
+        for name in ("max_spread_n", "max_spread_nm", "max_bias_n", "max_bias_nm", "max_change_n",
+                     "max_change_nm", "within_s"):
             value = getattr(self, name)
             if not 0.0 < value < np.inf:
                 raise InvalidInputError(f"bias: {name} is {value}, should be positive and finite")
@@ -67,6 +72,7 @@ class BiasedForceSensor:
     ) -> None:
         self.options = options if options is not None else BiasOptions()
         self.bias: Array = np.zeros(6)
+        self._zeroed = False
         self._source = source
         self._clock = clock
 
@@ -91,6 +97,7 @@ class BiasedForceSensor:
         for left in reversed(range(self.options.attempts)):
             try:
                 self.bias = self._measured()
+                self._zeroed = True
                 return
             except SafetyError:
                 if not left:
@@ -108,12 +115,17 @@ class BiasedForceSensor:
                 "; the arm moves or touches something"
             )
         mean = found.mean(axis=0)
-        limits = np.repeat([options.max_bias_n, options.max_bias_nm], 3)
-        if (np.abs(mean) > limits).any():
-            raise SafetyError(
-                f"force sensor not zeroed: {_worst(np.abs(mean), limits, 'the mean')}; the arm "
-                "leans on something, or the sensor is broken"
-            )
+        checks = [("the mean", mean, options.max_bias_n, options.max_bias_nm)]
+        if self._zeroed:
+            checks.append(("the change", mean - self.bias, options.max_change_n,
+                           options.max_change_nm))
+        for what, values, most_n, most_nm in checks:
+            limits = np.repeat([most_n, most_nm], 3)
+            if (np.abs(values) > limits).any():
+                raise SafetyError(
+                    f"force sensor not zeroed: {_worst(np.abs(values), limits, what)}; the arm "
+                    "leans on something, or the sensor is broken"
+                )
         return np.asarray(mean)
 
     def close(self) -> None:

@@ -115,6 +115,14 @@ class Operator:
         found: str | None = getattr(self.teleop, "problem", None)
         return found
 
+    def forget_rearm(self) -> None:
+        """The arm was held: what was asked for before does not release it."""
+        with self._lock:
+            self._drop_rearm()
+
+    def _drop_rearm(self) -> None:
+        self._events = [event for event in self._events if event != "rearm"]
+
     def release(self) -> None:
         """A stop was dealt with: the operator re-arms.
 
@@ -147,6 +155,9 @@ class Operator:
         for event in new:
             if event not in EVENTS:
                 raise unknown_name("event of the device", event, EVENTS)
+            if event == "stop":
+                # Who asked to re-arm before did not know of this stop.
+                self._drop_rearm()
             self._events.append(event)
             if event == "stop":
                 self._stop = self.problem or STOPPED

@@ -144,12 +144,13 @@ class Bench:
         self.clock = RowClock(self.arm)
         self.safety = SafetyFilter(self.arm, self.gripper, self.clock, config,
                                    force=force, latch=latch)
+        self._placed = latch is None
         self.put(self.safety.posture(tool_m))
 
     def put(self, posture_rad: Array) -> None:
         """The arm is at rest at these joint angles, and the filter knows."""
         self.arm.put(posture_rad)
-        self.safety.sync(placed=True)
+        self.safety.sync(placed=self._placed)
 
     def wait(self, time_s: float) -> None:
         self.clock.sleep_until(self.clock.time_s + time_s)

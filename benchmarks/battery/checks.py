@@ -140,11 +140,12 @@ class Story:
         gone = part[:, -1] == 0.0
         return float(part[np.argmax(gone), 0]) if gone.any() else None
 
-    def stands_s(self, start_s: float) -> float | None:
-        """When no joint was measured to move any more first after ``start_s``."""
+    def slowed_s(self, start_s: float) -> float | None:
+        """When the arm was measured at half its speed of ``start_s``, or less, first after that."""
         part = self.measured[self.measured[:, 0] >= start_s]
-        still = np.abs(part[:, 1 + self.n : 1 + 2 * self.n]).max(axis=1) <= REST_RAD_S
-        return float(part[np.argmax(still), 0]) if still.any() else None
+        slow = max(0.5 * self.speed_at(start_s), REST_RAD_S)
+        slowed = np.abs(part[:, 1 + self.n : 1 + 2 * self.n]).max(axis=1) <= slow
+        return float(part[np.argmax(slowed), 0]) if slowed.any() else None
 
     def longest_gap_s(self, start_s: float, end_s: float) -> float:
         """The longest time between two of the robot's own measurements, 10 ms if it keeps up."""

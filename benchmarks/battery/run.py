@@ -15,7 +15,7 @@ from .table import BY_NAME, FAULTS, Fault
 from .trial import Result, Timer, Trial
 
 # A trial that was disturbed before its fault is made anew, so often.
-TRIES = 3
+TRIES = 4
 
 Told = Callable[[Result], None]
 
@@ -50,7 +50,7 @@ def run_rig(
                         result = Trial(bench, fault, seed, timer, brief=brief).run()
                     except (NoAnswer, OSError, ValueError, KeyError, AssertionError) as error:
                         text = f"{type(error).__name__}: {error}"
-                        result = Result(fault.name, rig, seed, "unexpected", [text[:2000]])
+                        result = Result(fault.name, rig, seed, "unexpected", [text[-2000:]])
                         bench.close()
                         bench = None
                     if result.outcome == "disturbed" and attempt == TRIES - 1:

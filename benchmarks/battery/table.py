@@ -11,9 +11,10 @@ class Fault:
 
     ``within_s`` counts from the injection to what ``measured`` names: the first ``braking`` row
     that the robot received (or, where the driver drops what was left, the last row that moves);
-    the ``robot``'s own hold, for a commander that cannot send any more; or the ``hold`` in the
-    commander, where the robot is dead or the arm was to rest anyway. None: there must be no hold.
-    ``words`` (a regular expression) have to be in the operator's message.
+    the ``robot``'s own hold, for a commander that cannot send any more (a Sawyer leaves the mode of
+    its commands; a Franka, which goes on to its last target, has lost half its speed); or the
+    ``hold`` in the commander, where the robot is dead or the arm was to rest anyway. None: there
+    must be no hold. ``words`` (a regular expression) have to be in the operator's message.
     """
 
     name: str
@@ -31,7 +32,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("camera_frozen", "a camera sends one picture again and again, with new stamps",
           "hold, latched", 0.3, "braking", r"camera '(front|side)'.* frozen"),
     Fault("camera_slow", "a camera sends every third of its 30 pictures a second",
-          "hold, latched", 1.6, "braking", r"camera '(front|side)'.* frames a second"),
+          "hold, latched", 1.6, "braking", r"camera '(front|side)'.* (frames a second|old)"),
     Fault("camera_black", "a camera sends black pictures, with a little noise",
           "hold, latched", 0.3, "braking", r"camera '(front|side)'.* black"),
     Fault("camera_shape", "a camera sends pictures of half the width",

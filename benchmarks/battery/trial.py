@@ -115,6 +115,7 @@ class Trial:
         self.result.message, self.result.outcome = reason, "disturbed" if busy else "unexpected"
         self.found.wrong.append("held for another reason than the fault: " + reason + "; late by "
                                 + ", ".join(f"{k} {v:.3f} s" for k, v in late.items()))
+        time.sleep(_WINDOW_S)
         self._release()
 
     def _late(self, story: Story) -> dict[str, float]:
@@ -242,6 +243,9 @@ class Trial:
     def judge(self) -> Story:
         """Limits, rest, silence while held, the beginning after the release."""
         story = Story(self.bench.log(), self.bench.spec)
+        if np.isnan(story.rest_s(self.injected_s)):
+            time.sleep(1.0)  # a machine that is busy takes longer to send the rows that are left
+            story = Story(self.bench.log(), self.bench.spec)
         before = self.rearmed_s if self.rearmed_s == self.rearmed_s else np.inf
         # Where the arm was released, or another program came, its motion begins anew.
         edges = [-np.inf, *(t for t in (self.opened_s, self.rearmed_s) if t == t), np.inf]
@@ -301,7 +305,7 @@ class Trial:
         if self.fault.measured == "robot":
             if self.bench.name == "sawyer":
                 return story.left_mode_s(self.injected_s)
-            return story.stands_s(self.injected_s)
+            return story.slowed_s(self.injected_s)
         if self.held is None:
             return None
         if self.fault.measured == "hold":

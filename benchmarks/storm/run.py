@@ -431,13 +431,14 @@ class Storm:
             if self._move("restored", next(moves)) != "executed":
                 return
             self.clock.pass_s(0.1)
-        saved = self.safety.get_state(), self.arm.snapshot(), self.checker.snapshot()
+        saved, arm, rows = (self.safety.get_state(), self.arm.snapshot(),
+                            self.checker.snapshot())
         self._offer("hold", lambda: self.safety.hold("before a restore"))
         self.clock.pass_s(0.05)
         self._cut()
-        self.safety.set_state(saved[0])
-        self.arm.restore(saved[1])
-        self.checker.back(saved[2])
+        self.safety.set_state(saved)
+        self.arm.restore(arm)
+        self.checker.back(rows)
         if self.safety.held is None:
             self.report.fault("a restored state took a hold away")
 

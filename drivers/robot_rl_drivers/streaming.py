@@ -20,6 +20,9 @@ from robot_rl.interfaces import Array, JointSetpoints
 
 _LEAST_SPACING = 0.5
 """Two rows are never closer together than this share of a period."""
+LONGEST_GAP_S = 1.0
+LONGEST_END_S = 3.0
+"""How long :meth:`SetpointStreamer.close` waits for the rows that are left."""
 
 
 @dataclass(slots=True)
@@ -71,7 +74,7 @@ class SetpointStreamer:
         period_s: spacing of the rows [s].
         send: puts one row on the wire; called on the streamer's thread, should not block. What it
             raises stops the stream.
-        max_gap_s: how late a row may be [s].
+        max_gap_s: how late a row may be [s], from ``period_s`` to :data:`LONGEST_GAP_S`.
         repeat: whether the last row is sent again and again.
     """
 
@@ -86,6 +89,10 @@ class SetpointStreamer:
     ) -> None:
         if not 0.0 < period_s < 1.0:
             raise InvalidInputError(f"period_s is {period_s}, should be in (0, 1)")
+        if max_gap_s is not None and not period_s <= max_gap_s <= LONGEST_GAP_S:
+            raise InvalidInputError(
+                f"max_gap_s is {max_gap_s:g}, should be in [{period_s:g}, {LONGEST_GAP_S:g}]"
+            )
         self.period_s = period_s
         self.max_gap_s = 3.0 * period_s if max_gap_s is None else max_gap_s
         self.stats = StreamStats()
@@ -98,7 +105,7 @@ class SetpointStreamer:
         self._queue = np.zeros((0, 3, n_joints))
         self._last: Array | None = None  # (3, n), the row sent last
         self._fault: str | None = None
-        self._closed = False
+        self._ending = self._closed = False
         self._thread = threading.Thread(target=self._run, name="setpoints", daemon=True)
         self._thread.start()
 
@@ -136,7 +143,7 @@ class SetpointStreamer:
         """
         rows = self._checked(setpoints)
         with self._wake:
-            if self._closed:
+            if self._ending:
                 raise SafetyError("the arm's connection was closed")
             if self._fault is not None:
                 raise SafetyError(f"the arm takes no commands: {self._fault}")
@@ -153,7 +160,7 @@ class SetpointStreamer:
             wait[:, 0] = start[0]
             self._fill(rows, setpoints, start[0])
             self._queue = np.concatenate([kept, wait, rows])
-            self._wake.notify()
+            self._wake.notify_all()
         return JointSetpoints(
             rows[:, 0].copy(), self.period_s, rows[:, 1].copy(), rows[:, 2].copy(), setpoints.at
         )
@@ -177,10 +184,18 @@ class SetpointStreamer:
             self._fault = None
 
     def close(self) -> None:
-        """Stop sending and end the thread."""
+        """Send what is left, then stop, and end the thread.
+
+        Every command ends at rest, so that is a gentler end than breaking off. Rows that
+        :data:`LONGEST_END_S` is too short for are dropped.
+        """
         with self._wake:
-            self._closed = True
-            self._wake.notify()
+            self._ending = True
+            try:
+                self._wake.wait_for(lambda: not len(self._queue), timeout=LONGEST_END_S)
+            finally:
+                self._closed = True
+                self._wake.notify_all()
         self._thread.join(timeout=2.0)
 
     # -- the beat -----------------------------------------------------------------------------
@@ -237,6 +252,7 @@ class SetpointStreamer:
             self._last = values.copy()
             if not len(self._queue):
                 self._last[1:] = 0.0
+                self._wake.notify_all()
 
     def _gap(self, late_s: float) -> None:
         if not len(self._queue):
@@ -250,7 +266,7 @@ class SetpointStreamer:
         self._last = None
         if reason is not None and self._fault is None:
             self._fault = reason
-        self._wake.notify()
+        self._wake.notify_all()
 
     # -- checking -----------------------------------------------------------------------------
 

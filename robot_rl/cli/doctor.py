@@ -1,8 +1,8 @@
 """What works on this machine, what is missing and how to get it: the checks of `robot-rl doctor`.
 
 Everything that can crash or hang (graphics drivers, compiled libraries, device discovery) runs in
-a process of its own with a time limit. Those programs are texts below: this package itself
-imports no simulator and no ROS.
+a process of its own with a time limit. Those programs are texts (doctor_programs.py): this
+package itself imports no simulator and no ROS.
 """
 
 from __future__ import annotations
@@ -20,6 +20,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from robot_rl.cli.doctor_programs import (
+    BULLET_RENDER,
+    BULLET_STEP,
+    IMPORT,
+    MUJOCO_RENDER,
+    MUJOCO_STEP,
+    PLOT,
+    REALSENSE,
+    ROS1,
+    TORCH,
+    VIDEO,
+)
 
 OLDEST_PYTHON, FIRST_UNTRIED_PYTHON = (3, 10), (3, 13)
 NEEDED_DISK_GIB = 2.0
@@ -126,141 +139,6 @@ def _is_absent(fault: str, module: str) -> bool:
     return fault.startswith("ModuleNotFoundError") and f"'{module}'" in fault
 
 
-_TORCH = """
-import json, torch
-a = torch.randn(64, 64)
-value = float((a @ a.T).trace())
-gpus = []
-for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-    b = torch.ones(8, 8, device=f"cuda:{i}")
-    assert float((b @ b).sum()) == 512.0
-    gpus.append(torch.cuda.get_device_name(i))
-print(json.dumps({"version": torch.__version__, "threads": torch.get_num_threads(),
-                  "finite": value == value, "cuda": torch.version.cuda, "gpus": gpus}))
-"""
-
-_MUJOCO_SCENE = """
-import json, mujoco
-model = mujoco.MjModel.from_xml_string('''
-<mujoco><worldbody><light pos="0 0 3"/><geom type="plane" size="1 1 .1" rgba=".8 .8 .8 1"/>
-<body pos="0 0 .5"><freejoint/><geom type="box" size=".1 .1 .1" rgba="1 0 0 1"/></body>
-</worldbody></mujoco>''')
-data = mujoco.MjData(model)
-"""
-
-_MUJOCO_STEP = (
-    _MUJOCO_SCENE
-    + """
-mujoco.mj_step(model, data, 50)
-assert data.qpos[2] < 0.499, f"the box did not fall: height {data.qpos[2]} m"
-print(json.dumps({"version": mujoco.__version__}))
-"""
-)
-
-_MUJOCO_RENDER = (
-    _MUJOCO_SCENE
-    + """
-mujoco.mj_forward(model, data)
-with mujoco.Renderer(model, 48, 64) as renderer:
-    renderer.update_scene(data)
-    image = renderer.render()
-    try:
-        from OpenGL import GL
-        by = GL.glGetString(GL.GL_RENDERER).decode()
-    except Exception:
-        by = ""
-assert image.shape == (48, 64, 3) and image.std() > 1, "the picture is empty"
-print(json.dumps({"renderer": by}), flush=True)
-import os
-os._exit(0)
-"""
-)
-
-_BULLET_STEP = """
-import json, pybullet
-from importlib.metadata import version
-client = pybullet.connect(pybullet.DIRECT)
-pybullet.setGravity(0, 0, -9.81)
-shape = pybullet.createCollisionShape(pybullet.GEOM_BOX, halfExtents=[0.1, 0.1, 0.1])
-box = pybullet.createMultiBody(1.0, shape, basePosition=[0, 0, 0.5])
-for _ in range(24):
-    pybullet.stepSimulation()
-height = pybullet.getBasePositionAndOrientation(box)[0][2]
-assert height < 0.499, f"the box did not fall: height {height} m"
-print(json.dumps({"version": version("pybullet")}))
-"""
-
-_BULLET_RENDER = """
-import json, numpy, pybullet
-pybullet.connect(pybullet.DIRECT)
-shape = pybullet.createVisualShape(
-    pybullet.GEOM_BOX, halfExtents=[0.2, 0.2, 0.2], rgbaColor=[1, 0, 0, 1])
-pybullet.createMultiBody(0, baseVisualShapeIndex=shape)
-view = pybullet.computeViewMatrix([1, 0, 1], [0, 0, 0], [0, 0, 1])
-projection = pybullet.computeProjectionMatrixFOV(50, 1.0, 0.05, 10)
-_, _, pixels, _, segments = pybullet.getCameraImage(
-    48, 48, view, projection, renderer=pybullet.ER_TINY_RENDERER)
-pixels = numpy.asarray(pixels).reshape(48, 48, 4)
-assert pixels[..., :3].std() > 1, "the picture is empty"
-print(json.dumps({"numpy": bool(pybullet.isNumpyEnabled())}))
-"""
-
-_VIDEO = """
-import io, json, av, numpy
-fault = "no H.264 encoder in this build"
-for codec in ("libx264", "libopenh264", "h264"):
-    try:
-        memory = io.BytesIO()
-        with av.open(memory, "w", format="mp4") as out:
-            stream = out.add_stream(codec, rate=10)
-            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-            for i in range(8):
-                picture = numpy.full((48, 64, 3), 30 * i, numpy.uint8)
-                out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-            out.mux(stream.encode())
-        memory.seek(0)
-        with av.open(memory) as back:
-            frames = sum(1 for _ in back.decode(video=0))
-        assert frames == 8, f"{frames} of 8 pictures came back"
-        print(json.dumps({"version": av.__version__, "codec": codec}))
-        break
-    except Exception as error:
-        fault = f"{codec}: {error}"
-else:
-    raise RuntimeError(fault)
-"""
-
-_IMPORT = """
-import importlib, json, sys
-from importlib.metadata import PackageNotFoundError, version
-module = importlib.import_module(sys.argv[1])
-try:
-    found = version(sys.argv[2])
-except PackageNotFoundError:
-    found = str(getattr(module, "__version__", ""))
-print(json.dumps({"version": found}))
-"""
-
-_PLOT = """
-import io, json, matplotlib
-matplotlib.use("Agg")
-from matplotlib.figure import Figure
-memory = io.BytesIO()
-figure = Figure(figsize=(1, 1))
-figure.subplots().plot([0, 1])
-figure.savefig(memory, format="png")
-assert memory.getvalue()[1:4] == b"PNG"
-print(json.dumps({"version": matplotlib.__version__}))
-"""
-
-_REALSENSE = """
-import json, pyrealsense2
-devices = [d.get_info(pyrealsense2.camera_info.name)
-           for d in pyrealsense2.context().query_devices()]
-print(json.dumps({"devices": devices}))
-"""
-
-
 def check_python() -> Check:
     """The interpreter's version lies between the oldest supported and the first untried one."""
     version = sys.version_info[:2]
@@ -282,7 +160,7 @@ def check_core_packages() -> Check:
     """What setup.py requires imports, and in which versions."""
     versions, faults = [], []
     for distribution, module in CORE_PACKAGES.items():
-        probe = run_probe(_IMPORT, (module, distribution))
+        probe = run_probe(IMPORT, (module, distribution))
         if probe.ok:
             versions.append(f"{distribution} {probe.data['version']}")
         else:
@@ -298,7 +176,7 @@ def check_core_packages() -> Check:
 
 def check_torch() -> Check:
     """PyTorch multiplies matrices on the processor and on every GPU it sees."""
-    probe = run_probe(_TORCH)
+    probe = run_probe(TORCH)
     if not probe.ok:
         return Check("torch", False, probe.fault, "pip install 'torch>=2.4'", required=True)
     data = probe.data
@@ -317,12 +195,12 @@ def check_torch() -> Check:
 
 def check_mujoco() -> Check:
     """MuJoCo lets a box fall."""
-    return _engine_check("MuJoCo", "mujoco", _MUJOCO_STEP)
+    return _engine_check("MuJoCo", "mujoco", MUJOCO_STEP)
 
 
 def check_bullet() -> Check:
     """PyBullet lets a box fall."""
-    return _engine_check("PyBullet", "pybullet", _BULLET_STEP)
+    return _engine_check("PyBullet", "pybullet", BULLET_STEP)
 
 
 def _engine_check(title: str, module: str, source: str) -> Check:
@@ -358,12 +236,12 @@ def check_mujoco_rendering() -> Check:
 
 def _render_with(choice: str) -> Probe:
     # PyOpenGL has a variable of its own, which MuJoCo refuses where the two differ.
-    return run_probe(_MUJOCO_RENDER, env={"MUJOCO_GL": choice, "PYOPENGL_PLATFORM": None})
+    return run_probe(MUJOCO_RENDER, env={"MUJOCO_GL": choice, "PYOPENGL_PLATFORM": None})
 
 
 def check_bullet_rendering() -> Check:
     """PyBullet's software renderer draws a box, and hands pictures over as numpy arrays."""
-    probe = run_probe(_BULLET_RENDER)
+    probe = run_probe(BULLET_RENDER)
     name = "PyBullet rendering"
     if not probe.ok:
         absent = _is_absent(probe.fault, "pybullet")
@@ -380,7 +258,7 @@ def check_bullet_rendering() -> Check:
 
 def check_video() -> Check:
     """PyAV writes H.264 and reads it back."""
-    probe = run_probe(_VIDEO)
+    probe = run_probe(VIDEO)
     if probe.ok:
         return Check("video", True, f"av {probe.data['version']}, H.264 by {probe.data['codec']}")
     absent = _is_absent(probe.fault, "av")
@@ -390,7 +268,7 @@ def check_video() -> Check:
 
 def check_matplotlib() -> Check:
     """Matplotlib draws a plot without a screen."""
-    return _import_check("matplotlib", "matplotlib", "matplotlib", "report", _PLOT)
+    return _import_check("matplotlib", "matplotlib", "matplotlib", "report", PLOT)
 
 
 def check_tensorboard() -> Check:
@@ -423,13 +301,33 @@ def check_cyclonedds() -> Check:
     return _import_check("cyclonedds", "cyclonedds", "cyclonedds", "ros")
 
 
+def check_franky() -> Check:
+    """The library that drives a Franka without ROS."""
+    return _import_check("franky", "franky", "franky-control", "franka")
+
+
+def check_pyserial() -> Check:
+    """What reads a sensor on a serial line."""
+    return _import_check("pyserial", "serial", "pyserial", "sensors")
+
+
+def check_spacemouse() -> Check:
+    """What reads a SpaceMouse."""
+    return _import_check("pyspacemouse", "pyspacemouse", "pyspacemouse", "teleop")
+
+
+def check_gamepad() -> Check:
+    """What reads a gamepad."""
+    return _import_check("pygame", "pygame", "pygame", "teleop")
+
+
 def check_zmq() -> Check:
     """The link between actor and learner."""
     return _import_check("pyzmq", "zmq", "pyzmq", "link")
 
 
 def _import_check(
-    title: str, module: str, distribution: str, extra: str, source: str = _IMPORT
+    title: str, module: str, distribution: str, extra: str, source: str = IMPORT
 ) -> Check:
     probe = run_probe(source, (module, distribution))
     if probe.ok:
@@ -445,7 +343,7 @@ def _import_check(
 
 def check_ros2() -> Check:
     """ROS 2's Python client imports in this interpreter."""
-    probe = run_probe(_IMPORT, ("rclpy", "rclpy"))
+    probe = run_probe(IMPORT, ("rclpy", "rclpy"))
     distribution = os.environ.get("ROS_DISTRO", "")
     if probe.ok:
         return Check("ROS 2", True, f"rclpy {probe.data['version']} ({distribution or 'unnamed'})")
@@ -460,16 +358,12 @@ def check_ros2() -> Check:
 
 
 def check_ros1() -> Check:
-    """ROS 1's Python client imports, which Sawyer needs."""
-    probe = run_probe(_IMPORT, ("rospy", "rospy"))
+    """ROS 1's Python client can be reached from this interpreter, which Sawyer needs."""
+    probe = run_probe(ROS1)
     if probe.ok:
         return Check("ROS 1", True, f"rospy {probe.data['version']}")
-    return Check(
-        "ROS 1",
-        False,
-        _short_absence(probe.fault, "rospy"),
-        "only for Sawyer: apt install python3-rospy (Debian, Ubuntu)",
-    )
+    fault = probe.fault.partition("MissingDependencyError: ")[2] or probe.fault
+    return Check("ROS 1", False, fault, "only for Sawyer: scripts/system_packages.sh installs it")
 
 
 def _short_absence(fault: str, module: str) -> str:
@@ -480,7 +374,7 @@ def check_cameras() -> Check:
     """RealSense cameras that answer, and video devices of any make."""
     devices = ", ".join(str(path) for path in sorted(Path("/dev").glob("video*")))
     others = f"video devices: {devices or 'none'}"
-    probe = run_probe(_REALSENSE)
+    probe = run_probe(REALSENSE)
     if not probe.ok:
         fault = _short_absence(probe.fault, "pyrealsense2")
         return Check("cameras", False, f"{fault}; {others}", _extra("cameras"))
@@ -556,6 +450,10 @@ def run_checks() -> list[Check]:
         ("ROS 2", check_ros2),
         ("ROS 1", check_ros1),
         ("cyclonedds", check_cyclonedds),
+        ("franky", check_franky),
+        ("pyserial", check_pyserial),
+        ("pyspacemouse", check_spacemouse),
+        ("pygame", check_gamepad),
         ("pyzmq", check_zmq),
         ("cameras", check_cameras),
     ]

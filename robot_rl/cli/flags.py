@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal, NoReturn, TypeVar, Union
 
 from robot_rl.errors import InvalidInputError
+from robot_rl.training.setup import CAMERA_HELP, RIG_HELP
 
 T = TypeVar("T")
 
@@ -56,7 +57,8 @@ def add_flags(
             dest=_dest(prefix, field.name),
             default=argparse.SUPPRESS,
             help=f"{help_text} (default: {shown})".replace("%", "%%"),
-            **_reader(hints[field.name]),
+            **{**_reader(hints[field.name]),
+               **({"metavar": field.metadata["metavar"]} if "metavar" in field.metadata else {})},
         )
 
 
@@ -76,48 +78,18 @@ def add_rig_flags(parser: argparse.ArgumentParser) -> None:
     """``--rig KEY=VALUE`` and ``--camera NAME=SOURCE``, each as often as wanted: how hardware is
     reached. See :func:`rig_options` and :func:`camera_sources`."""
     group = parser.add_argument_group("hardware")
-    group.add_argument(
-        "--rig", metavar="KEY=VALUE", action="append", default=[],
-        help="how the arm is reached, repeatable: master_uri=http://sawyer.local:11311, "
-        "robot_ip=172.16.0.2, namespace=right, ...; a backend refuses keys it does not know",
-    )
-    group.add_argument(
-        "--camera", metavar="NAME=SOURCE", action="append", default=[],
-        help="a camera and where its images come from, repeatable: front=opencv:0, "
-        "wrist=realsense:SERIAL, side=ros1:/camera/image_raw, top=ros2:/camera/image_raw",
-    )
+    for name, help_text in (("rig", RIG_HELP), ("camera", CAMERA_HELP)):
+        group.add_argument(f"--{name}", default={}, help=help_text, **_WORDS[name])
 
 
 def rig_options(args: argparse.Namespace) -> dict[str, str]:
-    """What ``--rig`` gave, by key.
-
-    Raises:
-        InvalidInputError: a word is not KEY=VALUE, or a key came twice.
-    """
-    return _named(getattr(args, "rig", []), "--rig", "KEY=VALUE")
+    """What ``--rig`` gave, by key."""
+    return dict(getattr(args, "rig", {}))
 
 
 def camera_sources(args: argparse.Namespace) -> dict[str, str]:
-    """What ``--camera`` gave: sources by the camera's name.
-
-    Raises:
-        InvalidInputError: a word is not NAME=SOURCE, or a name came twice.
-    """
-    return _named(getattr(args, "camera", []), "--camera", "NAME=SOURCE")
-
-
-def _named(words: Iterable[str], flag: str, form: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not (equals and value and re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)):
-            raise InvalidInputError(
-                f"{flag} {word!r} should be {form}, the first a word of letters, digits and _"
-            )
-        if name in found:
-            raise InvalidInputError(f"{flag}: {name!r} is given twice")
-        found[name] = value
-    return found
+    """What ``--camera`` gave: sources by the camera's name."""
+    return dict(getattr(args, "camera", {}))
 
 
 def _dest(prefix: str, name: str) -> str:
@@ -146,6 +118,8 @@ def _reader(hint: Any) -> dict[str, Any]:
     if origin is tuple:
         return {"nargs": "+", "type": arguments[0], "metavar": arguments[0].__name__.upper()}
     if origin is dict:
+        if arguments[1] is str:
+            return {"nargs": "+", "action": _Words, "metavar": "NAME=VALUE"}
         return {"nargs": "+", "action": _Pairs, "metavar": "NAME=VALUE"}
     if hint is bool:
         return {"type": _boolean, "metavar": "true|false"}
@@ -186,3 +160,33 @@ class _Pairs(argparse.Action):
             except ValueError:
                 parser.error(f"{option_string}: {word!r} should be name=number")
         setattr(namespace, self.dest, pairs)
+
+
+class _Words(argparse.Action):
+    """Reads ``name=text`` words to a dict; the flag may come several times."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        found = dict(getattr(namespace, self.dest, None) or {})
+        for word in values:
+            name, equals, value = word.partition("=")
+            if not (equals and value and re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)):
+                raise InvalidInputError(
+                    f"{option_string} {word!r} should be {self.metavar}, the first a word of "
+                    "letters, digits and _"
+                )
+            if name in found:
+                raise InvalidInputError(f"{option_string}: {name!r} is given twice")
+            found[name] = value
+        setattr(namespace, self.dest, found)
+
+
+_WORDS: dict[str, dict[str, Any]] = {
+    "rig": {"nargs": "+", "action": _Words, "metavar": "KEY=VALUE"},
+    "camera": {"nargs": "+", "action": _Words, "metavar": "NAME=SOURCE"},
+}

@@ -8,7 +8,7 @@ from typing import Any
 
 from robot_rl.backends import list_backends
 from robot_rl.cli.commands import Command, Outcome
-from robot_rl.cli.flags import Parser, add_flags, add_rig_flags, camera_sources, read_flags
+from robot_rl.cli.flags import Parser, add_flags, camera_sources, read_flags
 from robot_rl.cli.flags import rig_options as read_rig_options
 from robot_rl.errors import InvalidInputError, unknown_name
 from robot_rl.specs import list_robots
@@ -53,7 +53,6 @@ def _arguments(parser: Parser) -> None:
     add_flags(parser, RecordConfig, title="what to record")
     add_device_flag(parser)
     add_flags(parser, EnvChoice, title="environment")
-    add_rig_flags(parser)
     parser.add_argument("--append", action="store_true",
                         help="go on with the recording in --out, behind its last episode")
     parser.add_argument("--overwrite", action="store_true",

@@ -29,6 +29,7 @@ from robot_rl.errors import (
 from robot_rl.interfaces import Array, Placement, Rig, RigRequest
 from robot_rl.kinematics import wrap_angle
 from robot_rl.safety import SafetyConfig
+from robot_rl.safety.ending import Ending
 from robot_rl.safety.latch import Latch
 from robot_rl.safety.watchdog import Watchdog
 from robot_rl.specs import list_robots, load_robot
@@ -87,7 +88,7 @@ def _driven(args: argparse.Namespace) -> Iterator[Motion]:
     """An arm that may be moved, through its safety filter; at rest again at the end."""
     with ExitStack() as stack:
         rig = _open(args)
-        stack.callback(rig.close)
+        stack.callback(Ending(rig.close).close)
         safety = guarded(rig)
         safety.check_released()
         safety.sync()
@@ -96,18 +97,8 @@ def _driven(args: argparse.Namespace) -> Iterator[Motion]:
         try:
             yield Motion(rig, safety)
         finally:
-            # However it ends: what the arm was given last ends at rest, and it gets there.
-            safety.rest()
-            _come_to_rest(rig)
-
-
-def _come_to_rest(rig: Rig) -> None:
-    """Wait until the arm has sent every row it has."""
-    end = rig.clock.now_s() + _LONGEST_STOP_S
-    sent = -1
-    while rig.arm.sent() > sent and rig.clock.now_s() < end:
-        sent = rig.arm.sent()
-        rig.clock.sleep_until(rig.clock.now_s() + 5.0 * rig.arm.period_s)
+            # However it ends, the arm comes to rest first.
+            safety.settle(_LONGEST_STOP_S)
 
 
 def _refusable(run: Callable[[argparse.Namespace], Outcome]) -> (
@@ -287,7 +278,7 @@ def _rearm_run(args: argparse.Namespace) -> Outcome:
         safety = guarded(rig)
         status = rig.arm.status()
         why = [text for text in (safety.held, None if status.ready else status.fault
-                                 or "the arm takes no commands") if text]
+                                 or "the arm takes no commands") if text is not None]
         if not why:
             return Outcome({"rearmed": False, "held": None},
                            "the arm is not held, there is nothing to re-arm")

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from robot_rl.cli.commands import Command, Outcome
@@ -47,6 +49,18 @@ class SimRobotOptions:
     )
     record: str = _help("write what the robot was sent, with times, to this .npz file", "")
     duration_s: float = _help("stop after this long [s]; 0 goes on until stopped", 0.0)
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("seed", 0, 2**32 - 1), ("rate_hz", 1.0, 1000.0), ("camera_hz", 0.1, 200.0),
+            ("image_size", 8, 2048), ("control_port", -1, 65535), ("duration_s", 0.0, 1e7),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise InvalidInputError(f"{name} is {value}, should be in [{low:g}, {high:g}]")
+        folder = Path(self.record).absolute().parent
+        if self.record and not os.access(folder, os.W_OK):
+            raise InvalidInputError(f"record is {self.record}, and {folder} cannot be written")
 
 
 @dataclass(frozen=True)

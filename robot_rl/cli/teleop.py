@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from robot_rl.cli.commands import Command, Outcome
-from robot_rl.cli.flags import Parser, add_flags, add_rig_flags, read_flags
+from robot_rl.cli.flags import Parser, add_flags, read_flags
 from robot_rl.cli.record import add_device_flag, device_options, read_env, read_hardware
 from robot_rl.errors import InvalidInputError
 from robot_rl.teleops import Operator
@@ -35,7 +35,6 @@ def _arguments(parser: Parser) -> None:
     add_flags(parser, TeleopConfig, title="driving")
     add_device_flag(parser)
     add_flags(parser, EnvChoice, title="environment")
-    add_rig_flags(parser)
 
 
 def _run(args: argparse.Namespace) -> Outcome:

@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from robot_rl.backends import make_rig
+from robot_rl.envs.actions import parse_action_parts
+from robot_rl.envs.goal_images import load_goal_images
 from robot_rl.envs.latency import DelayedArm
-from robot_rl.envs.robot_env import RandomizationOptions, RobotEnv, parse_action_parts
+from robot_rl.envs.robot_env import RandomizationOptions, RobotEnv
 from robot_rl.envs.tasks import make_task
 from robot_rl.envs.tasks.base import Task
 from robot_rl.errors import InvalidInputError, unknown_name
@@ -52,6 +54,7 @@ def make_env(
     rig_options: Mapping[str, str] | None = None,
     camera_sources: Mapping[str, str] | None = None,
     success: str | SuccessDetector | None = None,
+    goal_image: str = "",
 ) -> RobotEnv:
     """An environment, also as ``gymnasium.make("robot_rl/<Task>-v0", robot=..., ...)``.
 
@@ -67,7 +70,7 @@ def make_env(
             default.
         action_speed_m_s: tool speed [m/s] along an axis that an action of 1 asks for.
         cameras: names of the scene's cameras to observe (``front``, ``side``, and those of
-            ``extra_cameras``).
+            ``extra_cameras``); on hardware, of ``camera_sources``, where images are asked for.
         image_size: pixels, one number or (height, width).
         randomization: how far worlds may differ, see :class:`RandomizationOptions`.
         safety: limits, see :class:`SafetyConfig`.
@@ -85,6 +88,8 @@ def make_env(
         camera_sources: where each camera's images come from on hardware, by name.
         success: who says when the task is done, in place of the task itself: a detector, or one as
             text, e.g. ``sensor:contact>0.5`` (see :mod:`robot_rl.envs.success.parse`).
+        goal_image: for images on hardware, which nobody can render: a file with a picture of the
+            goal, or a folder of them, of which each episode draws one; without, goals are black.
 
     Raises:
         InvalidInputError: a name or number that cannot be used; the message says what can.
@@ -121,6 +126,10 @@ def make_env(
         max_episode_steps = round(duration_s * control_hz)
     if action is not None:
         parse_action_parts(action)
+    if goal_image and obs != "image":
+        raise InvalidInputError("goal_image goes with obs='image'")
+    shape = (height, width, 3 * len(cameras))
+    pictures = load_goal_images(goal_image, shape) if goal_image else []
     scene = chosen.scene()
     if limits is None and scene.held is not None:
         # Not the fingers but what they hold is what meets the table first.
@@ -142,6 +151,9 @@ def make_env(
             render_quality=render_quality,
         ),
     )
+    if rig.scene is None and obs == "state" and render_mode is None:
+        # Nobody looks: a real rig needs no camera. Those it has are watched all the same.
+        cameras = tuple(name for name in cameras if name in rig.cameras)
     watchdog = None
     try:
         if random is not None and random.latency_s > 0.0:
@@ -168,6 +180,7 @@ def make_env(
             resetter=resetter,
             watchdog=watchdog,
             success=_detector(success, rig),
+            goal_images=pictures,
         )
     except Exception:
         if watchdog is not None:

@@ -58,7 +58,8 @@ class DelayedArm:
             pause = max(0, now + self._late - begin)
             self._shift += pause
         rows = np.concatenate([np.repeat(self._rest[None], pause, axis=0), setpoints.position_rad])
-        self._arm.command(JointSetpoints(rows, setpoints.period_s, at=begin))
+        self._arm.command(JointSetpoints(rows, setpoints.period_s, at=begin,
+                                         stop=setpoints.stop))
         self._rest = setpoints.position_rad[-1]
         self._end = at + len(setpoints.position_rad)
         return setpoints

@@ -7,7 +7,7 @@ there and at rest, when it gets no nearer, or when its time is up, and says whic
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -31,6 +31,8 @@ _LARGEST_TRIM_M = 0.01
 _TRIM_GAIN = 0.3
 # How far from straight up a lift that is stuck may go, twice.
 _INWARDS_M = 0.05
+# A set-point further than this from the tool presses; how it is taken back.
+_PRESSING_M, _RELIEF_M_S, _RELIEF_STEPS = 0.004, 0.1, 6
 # No nearer by so much within so long: something is in the way.
 _STALLED_S = 1.0
 _STALLED_M = 0.001
@@ -226,8 +228,10 @@ class Motion:
     def lift_off(self, height_m: float = CLEAR_M, speed_m_s: float = 0.15) -> Arrival:
         """Raise the tool straight up to ``height_m`` [m], or leave it where it is if higher.
 
-        Where the arm cannot go straight up, at the edge of its reach, it goes up and inwards.
+        Where the arm cannot go straight up, at the edge of its reach, it goes up and inwards, and
+        where the tool is stuck at that too, by its joints.
         """
+        self._relieve()
         tool = self.tool()[0]
         height = max(float(tool[2]), height_m)
         up = self.move_tool_to(self.clip(np.array([tool[0], tool[1], height])), None, speed_m_s,
@@ -240,7 +244,26 @@ class Motion:
             inwards = tool[:2] * max(0.0, 1.0 - _INWARDS_M / max(across, 1e-9))
             up = self.move_tool_to(self.clip(np.array([*inwards, height])), None, speed_m_s,
                                    tolerance_m=0.01)
-        return up
+        return up if up else self._lift_by_joints(height, up)
+
+    def _relieve(self) -> None:
+        """Take the set-point back to the tool where that presses on something, lest it jump off."""
+        self.begin()
+        tool = self.tool()[0]
+        for _ in range(_RELIEF_STEPS):
+            if float(np.linalg.norm(self.safety.setpoint_tool_m - tool)) < _PRESSING_M:
+                break
+            tool, _ = self.towards(self.clip(tool), _RELIEF_M_S)
+
+    def _lift_by_joints(self, height: float, stuck: Arrival) -> Arrival:
+        """Out of a posture in which the tool is stuck, to the one that it should have up there."""
+        tool = self.tool()[0]
+        try:
+            above = self.safety.posture(self.clip(np.array([tool[0], tool[1], height])))
+        except InvalidInputError:
+            return stuck
+        lifted = self.move_joints_to(above)
+        return replace(stuck, arrived=True, why="") if lifted else stuck
 
     def travel(
         self,

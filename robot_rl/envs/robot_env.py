@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import gymnasium
@@ -9,6 +11,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
+from robot_rl.envs.actions import checked_action, parse_action_parts
+from robot_rl.envs.goal_images import check_goal_image
 from robot_rl.envs.latency import DelayedArm
 from robot_rl.envs.randomization import RandomizationOptions as RandomizationOptions
 from robot_rl.envs.success.base import begin_episode, close_detector
@@ -16,19 +20,7 @@ from robot_rl.envs.tasks.base import Task, TaskView
 from robot_rl.errors import InvalidInputError, SafetyError, StaleDataError, unknown_name
 from robot_rl.interfaces import Array, Placement, Randomization, Resetter, Rig, SuccessDetector
 from robot_rl.safety import SafetyFilter, Watchdog
-
-ACTION_PARTS = ("xyz", "yaw", "gripper")
-
-
-def parse_action_parts(action: str) -> tuple[str, ...]:
-    """``"xyz+yaw+gripper"`` to its parts, checked."""
-    parts = tuple(str(action).split("+"))
-    known = ACTION_PARTS
-    if parts[0] != "xyz" or [p for p in known if p in parts] != list(parts):
-        raise InvalidInputError(
-            f"unknown action {action!r}; valid: xyz, xyz+yaw, xyz+gripper, xyz+yaw+gripper"
-        )
-    return parts
+from robot_rl.safety.ending import Ending
 
 
 class RobotEnv(gymnasium.Env[Any, Any]):
@@ -38,9 +30,10 @@ class RobotEnv(gymnasium.Env[Any, Any]):
     then optionally yaw (1 is ``action_turn_rad_s / control_hz``), then optionally the gripper (-1
     closed, 1 open). Observations are a dict:
 
-    - ``obs="state"``: ``observation`` (n,) float32: tool position [m] and velocity [m/s], cos and
-      sin of yaw and the gripper's opening where they are actions, then the task's features;
-      ``achieved_goal`` and ``desired_goal`` (goal_dim,) float32.
+    - ``obs="state"``: ``observation`` (n,) float32: tool position [m] and velocity [m/s], how far
+      its set-point is ahead of it (3,) [m], cos and sin of yaw and the gripper's opening where they
+      are actions, then the task's features; ``achieved_goal`` and ``desired_goal`` (goal_dim,)
+      float32.
     - ``obs="image"``: the same keys as images uint8 (H, W, 3 x cameras), the cameras stacked along
       the channels; ``desired_goal`` shows the scene at its goal. The state is in ``info``.
 
@@ -81,6 +74,7 @@ class RobotEnv(gymnasium.Env[Any, Any]):
         resetter: Resetter | None = None,
         watchdog: Watchdog | None = None,
         success: SuccessDetector | None = None,
+        goal_images: Sequence[NDArray[np.uint8]] = (),
     ) -> None:
         self.success_detector = success
         self._resetter = resetter
@@ -126,7 +120,7 @@ class RobotEnv(gymnasium.Env[Any, Any]):
         self.action_space = spaces.Box(-1.0, 1.0, (n_actions,), np.float32)
         self._has_yaw = "yaw" in self.parts
         self._has_gripper = "gripper" in self.parts
-        proprio = 6 + 2 * self._has_yaw + self._has_gripper
+        proprio = 9 + 2 * self._has_yaw + self._has_gripper
         self.state_dim = proprio + task.feature_dim
         self.goal_dim = task.goal_dim
         if obs == "state":
@@ -147,6 +141,7 @@ class RobotEnv(gymnasium.Env[Any, Any]):
         self._goal: Array = np.zeros(self.goal_dim)
         self._goal32 = np.zeros(self.goal_dim, np.float32)
         self._goal_image: NDArray[np.uint8] | None = None
+        self._goal_images, self._goal_shown = tuple(goal_images), ""
         self._frame_stamps_s: dict[str, float] = {}
         self._bias = np.zeros(n_actions)
         self._steps = 0
@@ -155,6 +150,8 @@ class RobotEnv(gymnasium.Env[Any, Any]):
         self._view: TaskView | None = None
         self._start: Placement | None = None
         self._generator: dict[str, Any] = {}
+        # However the program ends, a real arm comes to rest before its stream of set-points ends.
+        self._ending = None if rig.address is None else Ending(self._close)
 
     # -- gymnasium --------------------------------------------------------------------------
 
@@ -168,14 +165,15 @@ class RobotEnv(gymnasium.Env[Any, Any]):
                 start.
 
         ``options`` may give ``goal`` (goal_dim,), ``start`` (Placement) and ``generator``, the
-        state of the random generator to begin with, see :meth:`beginning`.
+        state of the random generator to begin with, see :meth:`beginning`; with image
+        observations also ``goal_image``, the picture of the goal.
         """
         super().reset(seed=seed)
         self.safety.check_released()
         self.safety.rest()
         self._ready = False
         options = options or {}
-        known = ("goal", "start", "generator")
+        known = ("goal", "start", "generator", "goal_image")
         unknown = set(options) - set(known)
         if unknown:
             raise unknown_name("reset option", sorted(unknown)[0], known)
@@ -193,6 +191,7 @@ class RobotEnv(gymnasium.Env[Any, Any]):
         self._goal = np.asarray(goal, dtype=np.float64)
         self._goal32 = self._goal.astype(np.float32)
         self._draw_randomization(rng)
+        self._show_goal(options.get("goal_image"))
         self._reset_world(start)
         self._steps = 0
         self._ready = True
@@ -211,7 +210,7 @@ class RobotEnv(gymnasium.Env[Any, Any]):
         """
         if not self._ready:
             raise InvalidInputError("step() was called before reset()")
-        wanted = self._check_action(action)
+        wanted, clipped = checked_action(action, self.action_space.shape)
         if self.randomization.action_noise or self.randomization.action_bias:
             noise = self.np_random.normal(0.0, 1.0, wanted.shape)
             wanted = wanted + self._bias + self.randomization.action_noise * noise
@@ -220,10 +219,13 @@ class RobotEnv(gymnasium.Env[Any, Any]):
         turn = wanted[3] * self._step_rad if self._has_yaw else 0.0
         sent = self.safety.move(wanted[:3] * self._step_m, turn, self.period_s)
         executed = wanted.copy()
+        if clipped and not sent.limited:
+            self.safety.counters.limited += 1
         if sent.limited:
-            executed[:3] = np.clip(sent.delta_m / self._step_m, -1.0, 1.0)
+            executed[:3] = sent.delta_m / self._step_m
             if self._has_yaw:
-                executed[3] = np.clip(sent.yaw_rad / self._step_rad, -1.0, 1.0)
+                executed[3] = sent.yaw_rad / self._step_rad
+            executed = np.minimum(np.maximum(executed, -1.0), 1.0)
         if self._has_gripper:
             executed[-1] = 2.0 * self.safety.grip(0.5 * (wanted[-1] + 1.0)) - 1.0
 
@@ -237,7 +239,7 @@ class RobotEnv(gymnasium.Env[Any, Any]):
             self.safety.watch()
         self._steps += 1
         observation, achieved = self._observe()
-        info = self._info(achieved, executed, sent.limited)
+        info = self._info(achieved, executed, sent.limited or clipped)
         reward = float(self.task.reward(achieved, self._goal))
         if self.success_detector is not None:
             reward = float(info["is_success"]) - 1.0
@@ -279,11 +281,22 @@ class RobotEnv(gymnasium.Env[Any, Any]):
         return self.rig.scene.render(self.camera_names[0], height, width, markers=True)
 
     def close(self) -> None:
-        close_detector(self.success_detector)
-        self.safety.rest()
-        if self._watchdog is not None:
-            self._watchdog.close()
-        self.rig.close()
+        """Bring a real arm to rest, whatever it was about to do, and let go of it."""
+        if self._ending is not None:
+            self._ending.close()
+            return
+        self._close()
+
+    def _close(self) -> None:
+        with ExitStack() as stack:
+            stack.callback(self.rig.close)
+            if self._watchdog is not None:
+                stack.callback(self._watchdog.close)
+            stack.callback(close_detector, self.success_detector)
+            if self.rig.address is None:
+                self.safety.rest()
+            else:
+                self.safety.settle()
 
     # -- more than gymnasium asks -----------------------------------------------------------
 
@@ -307,12 +320,14 @@ class RobotEnv(gymnasium.Env[Any, Any]):
         """Where the episode began, as JSON: the options with which ``reset`` begins it again.
 
         ``goal``, ``start`` and, where the domain is randomised, the ``generator`` that what was
-        drawn follows from.
+        drawn follows from. ``goal_image`` only tells a picture that was ``given`` from ``none``.
         """
         start = None if self._start is None else self._start.as_dict()
         begun: dict[str, Any] = {"goal": [float(x) for x in self._goal], "start": start}
         if self.randomization != RandomizationOptions():
             begun["generator"] = self._generator
+        if self._goal_shown:
+            begun["goal_image"] = self._goal_shown
         return begun
 
     def stamps(self) -> dict[str, Any]:
@@ -405,25 +420,6 @@ class RobotEnv(gymnasium.Env[Any, Any]):
 
     # -- inside -----------------------------------------------------------------------------
 
-    def _check_action(self, action: ArrayLike) -> Array:
-        shape = self.action_space.shape
-        try:
-            given = np.asarray(action)
-            if given.dtype.kind not in "fiu":
-                raise TypeError
-        except (TypeError, ValueError):
-            raise SafetyError(
-                f"action {action!r} is not an array of numbers; nothing was sent"
-            ) from None
-        array = given.astype(np.float64)
-        if array.shape != shape:
-            raise SafetyError(
-                f"action has shape {array.shape}, should be {shape}; nothing was sent"
-            )
-        if not np.isfinite(array).all():
-            raise SafetyError(f"action {array} is not finite; nothing was sent")
-        return np.minimum(np.maximum(array, -1.0), 1.0)
-
     def _check_goal(self, goal: ArrayLike) -> Array:
         array = np.asarray(goal, dtype=np.float64)
         if array.shape != (self.goal_dim,) or not np.isfinite(array).all():
@@ -456,14 +452,15 @@ class RobotEnv(gymnasium.Env[Any, Any]):
 
     def _reset_world(self, start: Placement) -> None:
         scene = self.rig.scene
+        renders = self.obs_mode == "image" and not self._goal_shown
         if self._resetter is not None:
-            if self.obs_mode == "image":
+            if renders:
                 self._goal_image = self.goal_image(self._goal)
             self._reset_by_arm(start)
         elif scene is None:
             raise InvalidInputError("a rig without a simulated scene needs a resetter")
         else:
-            if self.obs_mode == "image":
+            if renders:
                 placement = self.task.goal_placement(self._goal)
                 scene.place(self._posture(placement), placement)
                 self._goal_image = self._render_cameras()
@@ -475,6 +472,24 @@ class RobotEnv(gymnasium.Env[Any, Any]):
             self.rig.force.zero()
         begin_episode(self.success_detector, self._goal)
         self._tick_s = self.rig.clock.now_s()
+
+    def _show_goal(self, given: Any) -> None:
+        """Have a picture of the goal where it is not the simulator's: the one that was given, else
+        one of ``goal_images``, else none: black, and the recording says so."""
+        self._goal_shown = ""
+        if self.obs_mode != "image":
+            if given is not None:
+                raise InvalidInputError("option goal_image goes with obs='image'")
+            return
+        shape = self.observation_space["observation"].shape  # type: ignore[index]
+        pictures = self._goal_images
+        if given is not None:
+            self._goal_image, self._goal_shown = check_goal_image(given, shape), "given"
+        elif pictures:
+            pick = self.np_random.integers(len(pictures)) if len(pictures) > 1 else 0
+            self._goal_image, self._goal_shown = pictures[pick], "given"
+        elif self.rig.scene is None:
+            self._goal_image, self._goal_shown = np.zeros(shape, np.uint8), "none"
 
     def _reset_by_arm(self, start: Placement) -> None:
         assert self._resetter is not None
@@ -517,11 +532,13 @@ class RobotEnv(gymnasium.Env[Any, Any]):
         state = np.empty(self.state_dim, np.float32)
         state[:3] = view.tool_m
         state[3:6] = view.tool_velocity_m_s
-        k = 6
+        # The arm lags behind what it was asked for: what is still to come is part of the state.
+        state[6:9] = self.safety.setpoint_tool_m - view.tool_m
+        k = 9
         if self._has_yaw:
-            state[6] = np.cos(self.safety.yaw_rad)
-            state[7] = np.sin(self.safety.yaw_rad)
-            k = 8
+            state[9] = np.cos(self.safety.yaw_rad)
+            state[10] = np.sin(self.safety.yaw_rad)
+            k = 11
         if self._has_gripper:
             state[k] = view.gripper_opening
             k += 1

@@ -7,6 +7,7 @@ itself is found.
 
 from __future__ import annotations
 
+import http.client
 import os
 import socket
 import threading
@@ -16,6 +17,7 @@ import xmlrpc.client
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
+from xml.parsers.expat import ExpatError
 
 from robot_rl.errors import InvalidInputError, RobotRLError
 from robot_rl.ros.ros1_import import import_rospy
@@ -27,6 +29,10 @@ _ANSWER_S = 2.0
 """How long a master may take to answer a question [s]."""
 _MISSING_S = 3.0
 """A master that refuses connections is gone at once, one that does not answer after this [s]."""
+
+NO_ANSWER = (OSError, xmlrpc.client.Error, http.client.HTTPException, ExpatError, ValueError,
+             TypeError)
+"""What comes of asking something that is no master, or none any more."""
 
 _lock = threading.RLock()
 _open: dict[int, str] = {}
@@ -51,7 +57,7 @@ def master_answers(uri: str) -> bool:
     """Whether a ROS master answers there."""
     try:
         code, _, _ = _proxy(uri).getPid("/robot_rl")
-    except (OSError, xmlrpc.client.Error, ValueError):
+    except NO_ANSWER:
         return False
     return int(code) == 1
 
@@ -124,6 +130,8 @@ class Ros1Session:
         self._handles: list[Publisher | Subscription] = []
         self._away_since_s: float | None = None
         self._refused = False
+        self._alone: list[str] = []
+        self._others: str | None = None
         self._stop = threading.Event()
         _join(id(self), self.master_uri, name)
         self._rospy = import_rospy()
@@ -131,14 +139,18 @@ class Ros1Session:
         self._watcher.start()
 
     def publisher(
-        self, topic: str, kind: str, *, latch: bool = False, queue: int | None = 10
+        self, topic: str, kind: str, *, latch: bool = False, queue: int | None = 10,
+        alone: bool = False,
     ) -> Publisher:
         """Publish ``topic`` with messages of ``kind``, e.g. ``std_msgs/Float64``. Messages go out
         on a thread of their own; beyond ``queue`` waiting ones the oldest is dropped. None: they
-        go out on the caller's thread, and none is dropped."""
+        they go out on the caller's thread, and none is dropped. With ``alone`` another node that
+        publishes this topic too is a :meth:`fault`."""
         publisher = Publisher(topic, kind, latch=latch, queue=queue)
         self._topics["publish", topic] = kind
         self._handles.append(publisher)
+        if alone:
+            self._alone.append(topic)
         return publisher
 
     def subscribe(
@@ -167,19 +179,68 @@ class Ros1Session:
         """Topics that somebody publishes and that begin with ``prefix``, and their types."""
         try:
             _, _, topics = _proxy(self.master_uri).getPublishedTopics(self._caller(), "")
-        except (OSError, xmlrpc.client.Error) as error:
+        except NO_ANSWER as error:
             raise RobotRLError(f"{self._named()} does not answer ({error})") from None
         return {topic: kind for topic, kind in topics if topic.startswith(prefix)}
 
     def fault(self) -> str | None:
-        """What is wrong with the master, None while it is well."""
+        """What is wrong with the master, or who publishes what should be ours alone; None while
+        all is well."""
         since_s = self._away_since_s
         if since_s is None:
-            return None
+            return self._others
         away_s = time.monotonic() - since_s
         if not self._refused and away_s < _MISSING_S:
             return None
         return f"{self._named()} has not answered for {away_s:.1f} s"
+
+    @property
+    def crowd(self) -> str | None:
+        """Who publishes what should be ours alone, as the master last told."""
+        return self._others
+
+    def others(self, topic: str) -> str | None:
+        """Ask the master who else publishes a topic, in words; None where nobody does. Nodes that
+        died without a word are still in its list, and do not count.
+
+        Raises:
+            RobotRLError: the master does not answer.
+        """
+        try:
+            return self._other(_proxy(self.master_uri), [topic])
+        except NO_ANSWER as error:
+            raise RobotRLError(f"{self._named()} does not answer ({error})") from None
+
+    def listeners(self, topic: str) -> int:
+        """How many nodes subscribe to a topic, by the master's list; 0 where it does not answer."""
+        try:
+            _, _, (_, subscribers, _) = _proxy(self.master_uri).getSystemState(self._caller())
+        except NO_ANSWER:
+            return 0
+        return sum(len(nodes) for name, nodes in subscribers if name == topic)
+
+    def _other(self, master: Any, topics: list[str]) -> str | None:
+        if not topics:
+            return None
+        _, _, (publishers, _, _) = master.getSystemState(self._caller())
+        for topic, nodes in publishers:
+            for node in nodes if topic in topics else ():
+                if node != self._caller() and self._lives(master, node):
+                    return f"another program publishes {topic}: {node}; end it first"
+        return None
+
+    def _lives(self, master: Any, node: str) -> bool:
+        """Whether a node is there: only one that refuses connections is surely gone."""
+        code, _, uri = master.lookupNode(self._caller(), node)
+        if code != 1:
+            return False
+        try:
+            _proxy(uri).getPid(self._caller())
+        except ConnectionRefusedError:
+            return False
+        except NO_ANSWER:
+            return True
+        return True
 
     def close(self) -> None:
         """Withdraw the topics. The process stays a node until it ends."""
@@ -202,7 +263,7 @@ class Ros1Session:
         while not self._stop.wait(_POLL_S):
             try:
                 self._check()
-            except (OSError, xmlrpc.client.Error) as error:
+            except NO_ANSWER as error:
                 self._refused = isinstance(error, ConnectionError)
                 if self._away_since_s is None:
                     self._away_since_s = time.monotonic()
@@ -213,6 +274,7 @@ class Ros1Session:
         code, _, uri = master.lookupNode(self._caller(), self._caller())
         if self._topics and (code != 1 or uri != node):
             self._register(master, node)
+        self._others = self._other(master, self._alone)
         self._away_since_s = None
 
     def _register(self, master: Any, node: str) -> None:
@@ -228,8 +290,12 @@ class Ros1Session:
 def _join(session: int, uri: str, name: str) -> None:
     """Make this process a node of that master."""
     global _node_master
-    parts = urlsplit(uri)
-    if parts.scheme != "http" or not parts.hostname:
+    try:
+        parts = urlsplit(uri)
+        usable = parts.scheme == "http" and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or not uri.isprintable():
         raise InvalidInputError(
             f"master_uri is {uri!r}, should look like {DEFAULT_MASTER_URI} "
             "(the robot's own name or address, port 11311)"
@@ -249,7 +315,7 @@ def _join(session: int, uri: str, name: str) -> None:
             )
         os.environ["ROS_MASTER_URI"] = uri
         if _node_master is None:
-            _start_node(rospy, name, parts.hostname, parts.port or 11311)
+            _start_node(rospy, name, str(parts.hostname), parts.port or 11311)
         elif _node_master != uri:
             _point_at(uri)
         _node_master = uri

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from robot_rl.interfaces import Array
 from robot_rl.kinematics import Kinematics
@@ -109,7 +110,8 @@ class Checker:
 
     def _joints(self, before: Array, places: Array) -> str | None:
         start = before[-1]
-        if not _between(places, np.minimum(self.q_low, start), np.maximum(self.q_high, start)):
+        low, high = np.minimum(self.q_low, start), np.maximum(self.q_high, start)
+        if not _all((places >= low) & (places <= high)):
             return "joint position"
         path = np.concatenate([before, places[:-1]])
         velocity = (path[1:] - path[:-1]) / self._period_s
@@ -117,17 +119,18 @@ class Checker:
         jerk = (acceleration[1:] - acceleration[:-1]) / self._period_s
         fresh = velocity[HISTORY - 1 :]
         limit = self.velocity_fraction * self.envelope.limit(places[:-1], fresh)
-        if not _between(fresh, -limit, limit):
+        if not _within(fresh, limit):
             return "joint velocity"
-        if not _between(acceleration[HISTORY - 2 :], -self.acceleration, self.acceleration):
+        if not _within(acceleration[HISTORY - 2 :], self.acceleration):
             return "joint acceleration"
-        if not _between(jerk, -self.jerk, self.jerk):
+        if not _within(jerk, self.jerk):
             return "joint jerk"
         return None
 
     def _tool(self, poses: Array, new: Array) -> str | None:
         tool, start = new[:, :3, 3], poses[-1, :3, 3]
-        if not _between(tool, np.minimum(self._low, start), np.maximum(self._high, start)):
+        low, high = np.minimum(self._low, start), np.maximum(self._high, start)
+        if not _all((tool >= low) & (tool <= high)):
             return "tool box"
         path = np.concatenate([poses[1:], new[:-1]])
         step = path[1:] - path[:-1]
@@ -138,24 +141,29 @@ class Checker:
         change = way[1:] - way[:-1]
         if not (change * change).sum(axis=1).max() <= self._most_change:
             return "tool acceleration"
-        turn = step[1:, :3, :3]
-        if not (turn * turn).sum(axis=(1, 2)).max() <= self._most_turn:
+        turn = step[1:, :3, :3].reshape(-1, 9)
+        if not (turn * turn).sum(axis=1).max() <= self._most_turn:
             return "tool turn"
         return None
 
     def _orientation(self, start: Array, new: Array) -> str | None:
-        if not (-new[:, 2, 2] >= min(self._upright, -start[2, 2])).all():
+        if not _all(-new[:, 2, 2] >= min(self._upright, -start[2, 2])):
             return "tool tilt"
         yaw = np.abs(np.arctan2(new[:, 1, 0], new[:, 0, 0]))
-        if not (yaw <= max(self._yaw, abs(math.atan2(start[1, 0], start[0, 0])))).all():
+        if not _all(yaw <= max(self._yaw, abs(math.atan2(start[1, 0], start[0, 0])))):
             return "tool yaw"
         return None
 
     def _effort(self, frames: Array, rows: Array) -> str | None:
         torque = self._dynamics.torque(frames, rows[:, 1], rows[:, 2])
-        return None if _between(torque, -self.torque, self.torque) else "joint torque"
+        return None if _within(torque, self.torque) else "joint torque"
 
 
-def _between(values: Array, low: Array, high: Array) -> bool:
-    """Whether all values are numbers from ``low`` to ``high``: a comparison with nan is false."""
-    return bool(((values >= low) & (values <= high)).all())
+def _within(values: Array, most: Array) -> bool:
+    """Whether all values are numbers from ``-most`` to ``most``: a comparison with nan is false."""
+    return _all(np.abs(values) <= most)
+
+
+def _all(true: NDArray[np.bool_]) -> bool:
+    # Several times as fast as all().
+    return np.count_nonzero(true) == true.size

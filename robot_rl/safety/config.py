@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from numbers import Real
 
 import numpy as np
 
@@ -46,10 +48,15 @@ class SafetyConfig:
     silence_s: float = 0.05
 
     def __post_init__(self) -> None:
-        low, high = np.asarray(self.box_min_m), np.asarray(self.box_max_m)
-        if low.shape != (3,) or high.shape != (3,) or not np.all(np.isfinite([low, high])):
-            raise InvalidInputError("safety box: box_min_m and box_max_m are 3 finite numbers each")
-        if np.any(high - low < LEAST_BOX_M):
+        # Plain numbers of our own: what was passed in must not change them later.
+        for name in ("box_min_m", "box_max_m"):
+            object.__setattr__(self, name, _corner(getattr(self, name)))
+        for item in fields(self)[2:]:
+            value = getattr(self, item.name)
+            if item.name != "max_force_n" or value is not None:
+                object.__setattr__(self, item.name, _plain(item.name, value))
+        low, high = np.array(self.box_min_m), np.array(self.box_max_m)
+        if np.any(high - low < LEAST_BOX_M - 1e-9):
             raise InvalidInputError(
                 f"safety box: max {high} should be {LEAST_BOX_M} m or more above min {low}"
             )
@@ -78,6 +85,22 @@ class SafetyConfig:
             raise InvalidInputError(
                 f"safety: max_force_n is {self.max_force_n}, should be in (0.0, 200.0] or None"
             )
+
+
+def _plain(name: str, value: object) -> float:
+    with contextlib.suppress(OverflowError):
+        if isinstance(value, Real) and not isinstance(value, bool):
+            return float(value)
+    raise InvalidInputError(f"safety: {name} is {value!r}, should be a number")
+
+
+def _corner(value: object) -> tuple[float, ...]:
+    if isinstance(value, (tuple, list, np.ndarray)):
+        with contextlib.suppress(InvalidInputError, TypeError):
+            corner = tuple(_plain("box", x) for x in value)
+            if len(corner) == 3 and all(map(math.isfinite, corner)):
+                return corner
+    raise InvalidInputError("safety box: box_min_m and box_max_m are 3 finite numbers each")
 
 
 LEAST_BOX_M = 0.01

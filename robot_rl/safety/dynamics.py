@@ -29,35 +29,40 @@ class InverseDynamics:
     def torque(self, frames: Array, velocity_rad_s: Array, acceleration_rad_s2: Array) -> Array:
         """Torques (k, n) [N m] at link frames (n, k, 4, 4) for velocities and accelerations (k, n).
         """
-        # With 4 x 4 matrices that act on points (x, y, z, 1) of the base frame: joint i moves the
-        # points after it with velocity `turn` x, link j has velocity V x and acceleration A x, and
+        # With matrices that act on points (x, y, z, 1) of the base frame: joint i moves the points
+        # after it with velocity `turn` x, link j has velocity V x and acceleration A x, and
         # J = integral of x x' dm. The power of the forces A x dm at a unit speed of joint i alone,
-        # the integral of (turn x)' (A x) dm, is the sum of the elements of turn * (A J).
-        turn = _turns(frames)
-        turning = turn * velocity_rad_s.T[..., None, None]
-        speed = _summed(self._before, turning)
-        gain = turn * acceleration_rad_s2.T[..., None, None]
-        gain += speed @ turning - turning @ speed
-        pull = _summed(self._before, gain) + speed @ speed
-        pull[..., 2, 3] += GRAVITY_M_S2
-        force = pull @ (frames @ self._moments @ frames.swapaxes(2, 3))
+        # the integral of (turn x)' (A x) dm, is the sum of the elements of turn * (A J). The
+        # matrices' elements come first, (3, 4, n, k): one operation then works on all of them.
+        place = frames.transpose(2, 3, 0, 1).copy()
+        turn = _turns(place)
+        turning = turn * velocity_rad_s.T
+        speed = self._before @ turning
+        # A is the sum of turn'' + [V, turning] over the joints before, and V V; as V is a sum too,
+        # that is the sum of turn'' + (2 V - turning) turning.
+        gain = turn * acceleration_rad_s2.T
+        gain += _product((speed + speed - turning)[:, :3], turning)
+        pull = self._before @ gain
+        pull[2, 3] += GRAVITY_M_S2
+        moved = np.einsum("ijnk,nkjl->ilnk", _product(pull, place), self._moments)
+        force = np.einsum("ijnk,ljnk->ilnk", moved, place)
         # A joint carries all that comes after it.
-        return np.einsum("nkij,nkij->kn", turn, _summed(self._before.T, force))
+        return np.einsum("ijnk,ijnk->kn", turn, self._before.T @ force)
 
 
-def _summed(which: Array, matrices: Array) -> Array:
-    """Sums (n, k, 4, 4) of those of n matrices that a row of ``which`` (n, n) names."""
-    return (which @ matrices.reshape(len(which), -1)).reshape(matrices.shape)
+def _product(first: Array, second: Array) -> Array:
+    """Products (i, l, n, k) of matrices (i, j, n, k) and (j, l, n, k)."""
+    return np.einsum("ijnk,jlnk->ilnk", first, second)
 
 
-def _turns(frames: Array) -> Array:
-    """The motion (n, k, 4, 4) of points by a unit speed of each joint about its z axis."""
-    turn = np.zeros_like(frames)
-    axis = frames[..., :3, 2]
+def _turns(place: Array) -> Array:
+    """The motion (3, 4, n, k) of points by a unit speed of each joint about its z axis."""
+    axis = place[:3, 2]
+    turn = np.zeros((3, *place.shape[1:]))
     # The elements [2, 1], [0, 2] and [1, 0], and those across the diagonal.
-    turn[..., (2, 0, 1), (1, 2, 0)] = axis
-    turn[..., (1, 2, 0), (2, 0, 1)] = -axis
-    turn[..., 3:] = -(turn @ frames[..., 3:])
+    turn[2, 1], turn[0, 2], turn[1, 0] = axis
+    turn[1, 2], turn[2, 0], turn[0, 1] = -axis
+    turn[:, 3] = -np.einsum("ijnk,jnk->ink", turn[:, :3], place[:3, 3])
     return turn
 
 

@@ -25,7 +25,8 @@ from robot_rl.interfaces import Arm, Array, Clock, ForceSensor, Gripper, JointSt
 from robot_rl.kinematics import Kinematics, wrap_angle
 from robot_rl.safety.checks import HISTORY, Plan
 from robot_rl.safety.config import Executed, SafetyConfig, SafetyCounters
-from robot_rl.safety.latch import Latch
+from robot_rl.safety.inputs import finite, halt, moving, pushed, said, seconds
+from robot_rl.safety.latch import NO_REASON, Latch
 from robot_rl.safety.planner import Aim, Found, Planner
 
 # How far inside its range of yaw the tool's set-point stays.
@@ -35,13 +36,16 @@ _ROUNDING = 1e-9
 # Set-points of the tool and of the joints that are further apart [m], [rad] are brought together:
 # something holds the joints up.
 _STRAY_M, _TURN_LAG_RAD = 0.01, 0.03
-# Longer commands would leave the arm alone for too long.
-_LONGEST_S = 0.5
-# Slower than this a measured joint rests; nearer than that to its set-point it is there.
-_STILL_RAD_S, _NEAR_RAD = 0.05, 0.02
+# Nearer than this to its set-point a joint is there.
+_NEAR_RAD = 0.02
 # How far past a limit a measurement must be to count: sensor noise.
-_BOX_TOLERANCE_M = 0.01
-_JOINT_TOLERANCE_RAD = 0.01
+_BOX_TOLERANCE_M, _JOINT_TOLERANCE_RAD = 0.01, 0.01
+# So far [rad] a real arm may be pushed off where it was sent, and still start from there.
+_PUSHED_RAD = 0.15
+# As many times longer than planned a stop may take.
+_LATE = 3.0
+# So far [s] ahead of the clock a state may be stamped.
+_AHEAD_S = 0.05
 # How hard [N] the world may push a real arm's tool where the configuration does not say.
 _FORCE_N = 40.0
 
@@ -65,21 +69,26 @@ class SafetyFilter:
         latch: Latch | None = None,
     ) -> None:
         self.config = config = config if config is not None else SafetyConfig()
+        if type(config) is not SafetyConfig:
+            raise InvalidInputError(f"safety is a {type(config).__name__}, not a SafetyConfig")
         self.kinematics = kinematics if kinematics is not None else Kinematics(arm.spec)
         self.planner = Planner(self.kinematics, config, arm.period_s)
         self.counters = SafetyCounters()
         self._arm, self._gripper, self._clock = arm, gripper, clock
         self._force, self._latch = force, latch
         self.held: str | None = None if latch is None else latch.reason()
-        # A hold that could not be written down must not look like one that was released.
-        self._kept = self.held is not None
         self._watches: dict[str, Callable[[], str | None]] = {}
+        if latch is not None:
+            latch.check()
+            # What holds another program on the same arm holds this one.
+            self.add_watch("latch", latch.reason)
         self._lock = threading.RLock()
         forced = math.inf if latch is None else _FORCE_N
         self._max_force_n = forced if config.max_force_n is None else config.max_force_n
         self._low, self._high = np.array(config.box_min_m), np.array(config.box_max_m)
         self._plan: Plan | None = None
         self._due: int | None = None
+        self._rests_at_s = 0.0
         self._q = np.asarray(arm.spec.home_rad, dtype=np.float64)
         self._reached = np.eye(4)
         self._tool = np.zeros(3)
@@ -123,33 +132,29 @@ class SafetyFilter:
             try:
                 state = self._state()
             except RobotRLError as error:
-                self.hold(str(error))
+                self.hold(said(error))
                 raise
             pose, jacobian = self.kinematics.forward_and_jacobian(state.position_rad)
             self._measured_tool, _ = self.planner.tool(pose)
             self._measured_velocity = jacobian[:3] @ state.velocity_rad_s
             self._measured_at_s = state.stamp_s
             self._count(state)
-            return self._measured_tool, self._measured_velocity
+            return self._measured_tool.copy(), self._measured_velocity.copy()
 
     def _state(self) -> JointState:
         state = self._arm.state(self.config.max_state_age_s)
-        if not (np.isfinite(state.position_rad).all() and np.isfinite(state.velocity_rad_s).all()):
-            raise SafetyError(
-                f"the arm reports joint angles {state.position_rad} rad and velocities "
-                f"{state.velocity_rad_s} rad/s, should be finite"
-            )
+        q, velocity, n = state.position_rad, state.velocity_rad_s, self.kinematics.n_joints
+        if not (q.shape == velocity.shape == (n,) and np.isfinite([q, velocity]).all()):
+            raise SafetyError(f"the arm reports joint angles {q} rad and velocities {velocity} "
+                              f"rad/s, should be {n} finite numbers each")
         return state
 
     def _count(self, state: JointState) -> None:
         tool, q, velocity = self._measured_tool, state.position_rad, state.velocity_rad_s
-        if (tool < self._low - _BOX_TOLERANCE_M).any() or (
-            tool > self._high + _BOX_TOLERANCE_M
-        ).any():
+        if (np.maximum(self._low - tool, tool - self._high) > _BOX_TOLERANCE_M).any():
             self.counters.violate("tool outside the box")
-        if (q < self.kinematics.lower_rad - _JOINT_TOLERANCE_RAD).any() or (
-            q > self.kinematics.upper_rad + _JOINT_TOLERANCE_RAD
-        ).any():
+        low, high = self.kinematics.lower_rad, self.kinematics.upper_rad
+        if (np.maximum(low - q, q - high) > _JOINT_TOLERANCE_RAD).any():
             self.counters.violate("joint outside its position limits")
         if (np.abs(velocity) > self.planner.checker.envelope.limit(q, velocity)).any():
             self.counters.violate("joint above its velocity limit")
@@ -161,33 +166,41 @@ class SafetyFilter:
             InvalidInputError: the point or turn is not finite, or the point is outside the box or
                 out of reach.
         """
-        point = _finite(tool_m, (3,), "tool position")
-        turn = float(_finite(yaw_rad, (), "turn"))
+        point = finite(tool_m, (3,), "tool position")
+        turn = float(finite(yaw_rad, (), "turn"))
         if (point < self._low - _ROUNDING).any() or (point > self._high + _ROUNDING).any():
-            raise InvalidInputError(
-                f"tool position {point} m is outside the box {self._low} .. {self._high}"
-            )
+            raise InvalidInputError(f"tool position {point} m is outside the box "
+                                    f"{self._low} .. {self._high}")
         return self.planner.posture(self.planner.pose(point, turn))
 
     def sync(self, *, placed: bool = False) -> None:
         """Let commands begin where the arm is; for the start of an episode.
 
         An arm that rests where it was sent keeps its set-point, so that what it receives makes no
-        step; one that was moved by other means begins at its measured posture. ``placed`` says
-        that a simulator has just put it where it is, whatever it was about to do.
+        step. In simulation one that was moved by other means begins at its measured posture, and
+        ``placed`` says that it was just put where it is, whatever it was about to do. On hardware
+        the set-point stays (something may press against the arm); too far from it the arm is held.
 
         Raises:
-            SafetyError: the arm is moving, or reports what is not a number.
+            SafetyError: the arm is moving, too far from where it was sent, or reports what is not
+                a number; or hardware is said to have been placed.
             StaleDataError: the arm's state is older than ``max_state_age_s``.
         """
         with self._lock:
+            if placed and self._latch is not None:
+                raise SafetyError("hardware is placed nowhere: only rearm() starts it where it is")
             state, plan = self._state(), self._plan
-            near = plan is not None and not placed and bool(
-                np.abs(state.position_rad - plan.rows[-1, 0]).max() <= _NEAR_RAD
+            off = math.inf if plan is None or placed else float(
+                np.abs(state.position_rad - plan.rows[-1, 0]).max()
             )
-            if not placed and (_moving(state) or (self._stopping() and not near)):
+            if not placed and (moving(state) or (self._stopping() and off > _NEAR_RAD)):
                 raise SafetyError("the arm is moving: a start needs it at rest")
-            self._begin(state, keep=near)
+            most = _NEAR_RAD if self._latch is None else _PUSHED_RAD
+            if self._latch is not None and most < off < math.inf:
+                self.hold(f"the arm is {off:.2f} rad from where it was sent, should be at most "
+                          f"{most} rad: it was moved, or something holds it")
+                self.check_released()
+            self._begin(state, keep=off <= most)
 
     def _begin(self, state: JointState, *, keep: bool = False) -> None:
         """Rest, at the measured posture or, to ``keep`` it, where the plan so far ends."""
@@ -255,9 +268,9 @@ class SafetyFilter:
         with self._lock:
             self._listen()
             try:
-                delta = _finite(delta_m, (3,), "tool displacement")
-                asked = float(_finite(yaw_rad, (), "turn"))
-                duration = _duration(duration_s)
+                delta = finite(delta_m, (3,), "tool displacement")
+                asked = float(finite(yaw_rad, (), "turn"))
+                duration = seconds(duration_s)
             except InvalidInputError as error:
                 raise self._refusal(error) from None
             self._keep_up()
@@ -290,7 +303,11 @@ class SafetyFilter:
             target = self._tool + way * (reach / far)
         lead = target - self._measured_tool
         distance = math.hypot(*lead)
-        leash = self.config.leash_m + reach
+        # What the arm is still to be sent is no lead of the kind that a blocked arm stores up.
+        plan = self._plan
+        assert plan is not None
+        to_come = math.dist(self._reached[:3, 3], plan.tool(self._row(plan, 0)))
+        leash = self.config.leash_m + reach + to_come
         if distance > leash:
             target = self._measured_tool + lead * (leash / distance)
         return target
@@ -334,9 +351,9 @@ class SafetyFilter:
         with self._lock:
             self._listen()
             try:
-                target = _finite(target_rad, (self.kinematics.n_joints,), "joint target")
-                duration = _duration(duration_s)
-                share = float(_finite(speed, (), "speed"))
+                target = finite(target_rad, (self.kinematics.n_joints,), "joint target")
+                duration = seconds(duration_s)
+                share = float(finite(speed, (), "speed"))
                 if not 0.0 < share <= 1.0:
                     raise InvalidInputError(f"speed is {share}, should be in (0, 1]")
             except InvalidInputError as error:
@@ -360,7 +377,7 @@ class SafetyFilter:
         with self._lock:
             self.check_released()
             try:
-                value = float(_finite(opening, (), "gripper opening"))
+                value = float(finite(opening, (), "gripper opening"))
             except InvalidInputError as error:
                 raise self._refusal(error) from None
             return self._gripper.command(min(max(value, 0.0), 1.0))
@@ -372,6 +389,25 @@ class SafetyFilter:
             self._due = None
             if self._plan is not None:
                 self._settle()
+
+    def settle(self, timeout_s: float = 1.0) -> bool:
+        """The commander ends: brake, not latched, and wait until the arm has sent all of it.
+
+        Returns whether the arm has nothing left to send; gives up after ``timeout_s`` [s].
+        """
+        with self._lock:
+            self._due = None
+            if self.held is None and self._stopping():
+                # Whatever goes wrong: the plan that the arm has ends at rest too.
+                with contextlib.suppress(Exception):
+                    self._brake()
+            if self._plan is not None:
+                self._settle()
+            self._keep()
+        end_s = self._clock.now_s() + timeout_s
+        while self._stopping() and self._clock.now_s() < end_s:
+            self._clock.sleep_until(self._clock.now_s() + self._arm.period_s)
+        return not self._stopping()
 
     # -- inside of commands -----------------------------------------------------------------
 
@@ -411,17 +447,32 @@ class SafetyFilter:
         for extra in (0, self._arm.lead_rows + 1):
             found = find(plan, self._row(plan, extra))
             try:
-                self._arm.command(self.planner.setpoints(found.plan))
+                self._hand(found.plan)
             except LateCommandError:
                 continue
             except Exception as error:
-                self.hold(str(error))
+                self.hold(said(error))
                 raise
-            self._plan = found.plan
             self._due = found.plan.first + HISTORY + self.planner.due(duration)
             return found
         # The plan that the arm has ends at rest.
         return Found(plan, plan.rows[-1, 0], plan.poses[-1], 0.0)
+
+    def _hand(self, plan: Plan, *, stop: bool = False) -> None:
+        """Let the arm have a plan, which is then the present one."""
+        setpoints = self.planner.setpoints(plan, stop=stop)
+        try:
+            self._arm.command(setpoints)
+            self._plan = plan
+        except KeyboardInterrupt:
+            # Who knows whether the arm has it. Twice is the same as once.
+            try:
+                self._arm.command(setpoints)
+                self._plan = plan
+            except Exception:
+                self._plan = None
+                self.hold("a command was interrupted: it is not known whether the arm has it")
+            raise
 
     def _settle(self) -> None:
         """The set-point becomes where the present plan ends."""
@@ -432,19 +483,28 @@ class SafetyFilter:
     # -- holds ------------------------------------------------------------------------------
 
     def hold(self, reason: str) -> None:
-        """Brake within the limits and refuse commands until :meth:`rearm`. Never raises.
-
-        The first reason stays.
-        """
+        """Brake within the limits and refuse commands until :meth:`rearm`. Never raises. The first
+        reason stays."""
         with self._lock:
             if self.held is not None:
-                return
-            self.held = reason
+                return self._keep()
+            self.held = reason.strip() or NO_REASON
             self._due = None
-            # Whatever goes wrong: the plan that the arm has ends at rest too.
-            with contextlib.suppress(Exception):
-                self._brake()
-            self._kept = self._latch is not None and self._latch.write(reason)
+            try:
+                # Whatever goes wrong: the plan that the arm has ends at rest too.
+                with contextlib.suppress(Exception):
+                    self._brake()
+                halt(self._gripper)
+                # By then a stop is over, even one whose rows are late, or its rows were lost.
+                rows = 0 if self._plan is None else self._plan.end - self._arm.sent()
+                self._rests_at_s = self._clock.now_s() + _LATE * rows * self._arm.period_s
+            finally:
+                self._keep()
+
+    def _keep(self) -> None:
+        """Have a hold in its file; its reason says so where that cannot be written."""
+        if self.held is not None and self._latch is not None:
+            self.held = self._latch.keep(self.held, self._clock.now_s())
 
     def _stopping(self) -> bool:
         """Whether rows of the present plan are still to be sent."""
@@ -459,14 +519,12 @@ class SafetyFilter:
             if stop is None:
                 return
             try:
-                self._arm.command(self.planner.setpoints(stop))
+                self._hand(stop, stop=True)
             except LateCommandError:
                 continue
             except SafetyError:
                 # An arm that takes no commands has stopped, and forgotten what it was sent.
                 self._plan = None
-                return
-            self._plan = stop
             return
 
     def check_released(self) -> None:
@@ -484,13 +542,15 @@ class SafetyFilter:
         """
         with self._lock:
             if self._stopping():
-                if self._arm.status().ready:
+                late = self.held is not None and self._clock.now_s() > self._rests_at_s
+                if self._arm.status().ready and not late:
                     raise SafetyError("the arm is still coming to rest: rearm it when it is")
-                # What an arm in error was still to be sent is gone.
+                # What an arm was still to be sent is gone: it is or was in error.
                 self._plan = None
             self._arm.recover()
+            halt(self._gripper)
             state = self._state()
-            if _moving(state):
+            if moving(state):
                 raise SafetyError("the arm is moving: rearm it when it is at rest")
             self._begin(state)
             if self._latch is not None:
@@ -500,26 +560,26 @@ class SafetyFilter:
     # -- watches ----------------------------------------------------------------------------
 
     def add_watch(self, name: str, check: Callable[[], str | None]) -> None:
-        """Hold the arm as soon as ``check`` says what is wrong (it returns None while all is well).
-        """
+        """Hold the arm as soon as ``check`` says what is wrong; None while all is well."""
         self._watches[name] = check
 
     def watch(self) -> None:
         """Hold the arm if anything is wrong: its status or state, the force on its tool, a watch
         that was added, or a commander that has fallen silent. Never raises.
 
-        An operator's release of a hold that was kept in a file takes effect here.
+        An operator's release of a hold that was kept in a file takes effect here, and a hold that
+        is not in its file is written there again.
         """
         with self._lock:
             if self.held is None:
                 wrong = self._wrong()
                 if wrong is not None:
                     self.hold(wrong)
-            elif self._kept and self._latch is not None and not self._latch.is_set():
-                try:
+                return
+            if self._latch is not None and self._latch.released():
+                with contextlib.suppress(Exception):
                     self.rearm()
-                except Exception:
-                    self._kept = self._latch.write(self.held)
+            self._keep()
 
     def _wrong(self) -> str | None:
         try:
@@ -527,51 +587,17 @@ class SafetyFilter:
             if not status.ready:
                 return f"the arm takes no commands: {status.fault}"
             age = self._clock.now_s() - self._state().stamp_s
-            if not age <= self.config.max_state_age_s:
+            if not -_AHEAD_S <= age <= self.config.max_state_age_s:
                 return f"the arm's state is {age:.2f} s old"
             for check in (self._silence, self._push, *self._watches.values()):
                 wrong = check()
                 if wrong is not None:
                     return wrong
         except Exception as error:
-            return str(error)
+            return said(error)
         return None
 
     def _push(self) -> str | None:
         if self._force is None or self._max_force_n == math.inf:
             return None
-        force = self._force.wrench(self.config.max_state_age_s).force_n
-        size = math.hypot(*force)
-        if size <= self._max_force_n:
-            return None
-        return f"the force on the tool is {size:.1f} N, should be at most {self._max_force_n:g} N"
-
-
-def _moving(state: JointState) -> bool:
-    return bool(np.abs(state.velocity_rad_s).max() > _STILL_RAD_S)
-
-
-def _duration(value: ArrayLike) -> float:
-    duration = float(_finite(value, (), "duration"))
-    if not 0.0 < duration <= _LONGEST_S:
-        raise InvalidInputError(
-            f"duration is {duration} s, should be positive and at most {_LONGEST_S} s"
-        )
-    return duration
-
-
-def _finite(value: ArrayLike, shape: tuple[int, ...], what: str) -> Array:
-    try:
-        given = np.asarray(value)
-        if given.dtype.kind not in "fiu":
-            raise TypeError
-        array = given.astype(np.float64)
-    except (TypeError, ValueError):
-        raise InvalidInputError(
-            f"{what} is {value!r}, should be numbers of shape {shape}"
-        ) from None
-    if array.shape != shape:
-        raise InvalidInputError(f"{what} has shape {array.shape}, should be {shape}")
-    if not np.isfinite(array).all():
-        raise InvalidInputError(f"{what} is {array}, should be finite")
-    return array
+        return pushed(self._force, self._max_force_n, self.config.max_state_age_s)

@@ -7,6 +7,7 @@ row each period, the first a period after the state they start from. The last ro
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 from ruckig import (
@@ -19,6 +20,8 @@ from ruckig import (
 )
 
 from robot_rl.interfaces import Array
+
+_Row = tuple[list[float], list[float], list[float]]
 
 # What is raised where there is none, the latter where it would take hours.
 _NO_MOTION = (RuckigError, ValueError)
@@ -42,6 +45,7 @@ class Generator:
         self._limits = acceleration, jerk
         self._ramp_s = acceleration / jerk
         self._tail = round(_TAIL_S / period_s)
+        self._none = [0.0] * n_joints
         self._otg = Ruckig(n_joints)
         self._trajectory = Trajectory(n_joints)
         self._motion, self._stop = InputParameter(n_joints), InputParameter(n_joints)
@@ -59,7 +63,7 @@ class Generator:
         At least ``rows + 1`` rows come back, or None where no motion was found.
         """
         request = self._motion
-        request.target_position = target_rad
+        request.target_position = target_rad.tolist()
         way = target_rad - state[0]
         far = np.abs(way)
         # At the pace p a joint goes p keep_s and then, while it brakes, p (p / acceleration +
@@ -76,19 +80,17 @@ class Generator:
                 part * (limit / part).min() for limit in (pace, *self._limits)
             )
             request.max_acceleration, request.min_acceleration = acceleration, -acceleration
-        request.max_velocity = pace
+        request.max_velocity = pace.tolist()
         try:
-            count = self._solve(request, state)
+            count = self._solve(request, state.tolist())
             if count <= rows + self._tail:
                 path = self._sampled(count)
             else:
                 path = self._sampled(rows)
-                count = self._solve(self._stop, path[-1])
-                path = np.concatenate([path, self._sampled(count)])
+                path += self._sampled(self._solve(self._stop, path[-1]))
         except _NO_MOTION:
             return None
-        spare = max(1, rows + 2 - len(path))
-        return np.concatenate([path[:-1], resting(path[-1], spare)])
+        return self._ending(path, max(1, rows + 2 - len(path)))
 
     def _keep_in_step(self, change: Array, pace: Array, backwards: Array) -> None:
         """Let the joints change their velocities (n,) by ``change`` in the same time, and brake
@@ -98,9 +100,9 @@ class Generator:
         loss = np.where(slower, np.maximum(gain, loss), loss)
         acceleration, jerk = self._limits
         request = self._motion
-        request.max_acceleration = np.where(backwards, loss, gain)
-        request.min_acceleration = -np.where(backwards, gain, loss)
-        request.max_jerk = jerk * np.maximum(gain, loss) / acceleration
+        request.max_acceleration = np.where(backwards, loss, gain).tolist()
+        request.min_acceleration = (-np.where(backwards, gain, loss)).tolist()
+        request.max_jerk = (jerk * np.maximum(gain, loss) / acceleration).tolist()
 
     def _together(self, change: Array) -> Array:
         """Accelerations (n,) [rad/s^2] with which all velocities change in the same time."""
@@ -111,24 +113,21 @@ class Generator:
     def brake(self, state: Array) -> Array | None:
         """Rows from ``state`` (3, n) to rest, as soon as can be, or None where none were found."""
         try:
-            path = self._sampled(self._solve(self._stop, state))
+            return self._ending(self._sampled(self._solve(self._stop, state.tolist())), 1)
         except _NO_MOTION:
             return None
-        return np.concatenate([path[:-1], resting(path[-1])])
 
-    def _solve(self, request: InputParameter, state: Array) -> int:
+    def _solve(self, request: InputParameter, state: Iterable[Iterable[float]]) -> int:
         """After how many rows what is asked for is reached."""
         request.current_position, request.current_velocity, request.current_acceleration = state
         self._otg.calculate(request, self._trajectory)
         return max(math.ceil(self._trajectory.duration / self._period_s), 1)
 
-    def _sampled(self, count: int) -> Array:
+    def _sampled(self, count: int) -> list[_Row]:
         at_time, period = self._trajectory.at_time, self._period_s
-        return np.array([at_time(period * k) for k in range(1, count + 1)])
+        return [at_time(period * k) for k in range(1, count + 1)]
 
-
-def resting(row: Array, count: int = 1) -> Array:
-    """Rows (count, 3, n) at rest at the angles of a row (3, n)."""
-    rest = np.zeros((count, *row.shape))
-    rest[:, 0] = row[0]
-    return rest
+    def _ending(self, path: list[_Row], resting: int) -> Array:
+        """Rows (k, 3, n) of a path, so many ``resting`` where it ends in place of its last."""
+        last = (path[-1][0], self._none, self._none)
+        return np.array(path[:-1] + [last] * resting)

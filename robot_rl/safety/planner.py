@@ -22,6 +22,8 @@ _DAMPING, _STRONG_DAMPING = 0.01, 0.1
 _FACE_M = 0.003
 # What is tried of a command that cannot be carried out whole.
 _PARTS = (1.0, 0.5, 0.25)
+# The same for the tool: the part of the way, and the share of the speed that it is gone at.
+_TRIES = ((1.0, 1.0), (1.0, 0.7), (0.5, 1.0), (0.25, 1.0))
 # Rows are made for a little less than the limits that they are checked against.
 _ROOM, _TOOL_ROOM = 1.0 - 1e-6, 0.95
 # A turn that lags further behind than this is held up by a joint's limit.
@@ -123,11 +125,11 @@ class Planner:
         rows[:, 0] = q_rad
         return Plan(sent - HISTORY, rows, self.kinematics.frames(rows[:, 0])[1])
 
-    def setpoints(self, plan: Plan) -> JointSetpoints:
-        """What an arm is sent of a plan."""
+    def setpoints(self, plan: Plan, *, stop: bool = False) -> JointSetpoints:
+        """What an arm is sent of a plan, or of a brake (``stop``)."""
         rows = plan.rows[HISTORY:]
         return JointSetpoints(rows[:, 0], self.period_s, rows[:, 1], rows[:, 2],
-                              plan.first + HISTORY)
+                              plan.first + HISTORY, stop)
 
     def brake(self, plan: Plan, row: int) -> Plan | None:
         """From the plan's state before ``row`` to rest, as soon as the joints can."""
@@ -158,10 +160,10 @@ class Planner:
         here, step = reached[:3, 3], wanted[:3, 3] - reached[:3, 3]
         for damping in (_DAMPING, _STRONG_DAMPING):
             change, share = self._step(q_rad, wanted, damping, aim.duration_s)
-            for part in _PARTS:
+            for part, speed in _TRIES:
                 q = q_rad + part * share * change
                 way = math.hypot(*(here + part * step - plan.tool(row)))
-                velocity = self._velocity(plan, row, q, 1.0, way)
+                velocity = self._velocity(plan, row, q, speed, way)
                 found = self._planned(plan, row, q, velocity, aim.duration_s, False)
                 if found is not None and (
                     math.dist(found.pose[:3, 3], wanted[:3, 3]) <= math.hypot(*step) + _STRAY_M

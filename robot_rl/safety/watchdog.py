@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import Protocol
 
@@ -39,4 +40,6 @@ class Watchdog:
 
     def _run(self) -> None:
         while not self._done.wait(self._period_s):
-            self._watched.watch()
+            # Whatever goes wrong with one look, the next one is due.
+            with contextlib.suppress(Exception):
+                self._watched.watch()

@@ -22,7 +22,14 @@ from robot_rl.training.evaluate import (
     unwrap,
 )
 from robot_rl.training.runs import StopFlag, progress
-from robot_rl.training.setup import EnvChoice, canonical_task, check_seed, dataset_info
+from robot_rl.training.setup import (
+    RESETS,
+    RESETS_HELP,
+    EnvChoice,
+    canonical_task,
+    check_seed,
+    dataset_info,
+)
 
 POLICIES = ("scripted", "random", "checkpoint")
 
@@ -42,6 +49,7 @@ class CollectConfig:
     episodes: int = field(default=50, metadata={"help": "episodes to record"})
     seed: int = field(default=0, metadata={"help": "seed of goals, starts and slips"})
     obs: str = field(default="state", metadata={"help": "observations: state or image"})
+    resets: str = field(default="auto", metadata={"help": RESETS_HELP})
     image_format: str = field(default="raw", metadata={"help": "how images are kept: raw and png "
                                                        "are exact, jpeg is smallest"})
     out: str = field(default="", metadata={"help": "folder of the recording, new or empty"})
@@ -54,6 +62,8 @@ class CollectConfig:
         if self.episodes < 1:
             raise InvalidInputError(f"episodes is {self.episodes}, should be at least 1")
         check_seed(self.seed)
+        if self.resets not in RESETS:
+            raise unknown_name("resets", self.resets, RESETS)
         if not 0.0 <= self.quality <= 1.0:
             raise InvalidInputError(f"quality is {self.quality}, should be in [0, 1]")
         if (self.policy == "checkpoint") != bool(self.checkpoint):
@@ -111,7 +121,7 @@ def collect(
     if not env.task:
         raise InvalidInputError("recording needs a task: give --task")
     env = EnvChoice(**{**env.as_dict(), "task": canonical_task(env.task)})
-    world = env.make(obs=config.obs)
+    world = env.make(obs=config.obs, resets=config.resets)
     try:
         policy = make_policy(config.policy, world, quality=config.quality, seed=config.seed,
                              checkpoint=config.checkpoint, sample=config.sample)

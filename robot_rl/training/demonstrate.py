@@ -190,7 +190,7 @@ def make_world(
     env: EnvChoice, hardware: Hardware, obs: str = "state", duration_s: float = 0.0
 ) -> RobotEnv:
     """The environment, on hardware or in simulation."""
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"success": env.success or None, "goal_image": env.goal_image}
     if hardware.rig:
         more["rig_options"] = hardware.rig
     if hardware.cameras:
@@ -447,6 +447,7 @@ class Session:
         if not self.operator.interactive:
             self.tally.stopped = f"the arm is held ({why}), and there is nobody to re-arm it"
             return
+        self.operator.forget_rearm()
         self.say(f"the arm is held ({why}); look at it, then re-arm, or quit")
         while safety.held is not None and not self.flag.stop:
             for event in self.operator.events():

@@ -74,7 +74,7 @@ class Drive:
         text += f" | box {', '.join(faces) if faces else 'free'}"
         if self._opening is not None:
             text += f" | gripper {self._opening:.2f}"
-        return text + (f" | HELD: {safety.held}" if safety.held else "")
+        return text + (f" | HELD: {safety.held}" if safety.held is not None else "")
 
     def faces(self) -> list[str]:
         """The faces of the safety box that the tool is at."""

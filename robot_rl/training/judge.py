@@ -12,13 +12,20 @@ import gymnasium
 from robot_rl.data import load_dataset
 from robot_rl.envs.external import apply_rule, is_external
 from robot_rl.envs.tasks import list_tasks
-from robot_rl.errors import InvalidInputError
+from robot_rl.errors import InvalidInputError, unknown_name
 from robot_rl.training.checkpoint import read_info
 from robot_rl.training.collect import make_policy
 from robot_rl.training.evaluate import Policy, evaluate
 from robot_rl.training.playback import play_back
 from robot_rl.training.recorded import find_log, recorded_info
-from robot_rl.training.setup import EnvChoice, canonical_task, check_seed, own_task
+from robot_rl.training.setup import (
+    RESETS,
+    RESETS_HELP,
+    EnvChoice,
+    canonical_task,
+    check_seed,
+    own_task,
+)
 
 REPLAY = "replay"
 
@@ -37,6 +44,7 @@ class EvalConfig:
     seed: int = field(default=0, metadata={"help": "seed of goals and starts"})
     sample: bool = field(default=False, metadata={"help": "draw actions instead of taking the "
                                                   "policy's mean"})
+    resets: str = field(default="auto", metadata={"help": RESETS_HELP})
     videos: int = field(default=0, metadata={"help": "episodes to film into --out"})
     out: str = field(default="", metadata={"help": "folder for videos"})
 
@@ -47,6 +55,8 @@ class EvalConfig:
                     f"{name} is {getattr(self, name)}, should be at least {least}"
                 )
         check_seed(self.seed)
+        if self.resets not in RESETS:
+            raise unknown_name("resets", self.resets, RESETS)
         if bool(self.checkpoint) == bool(self.policy):
             raise InvalidInputError("give either --checkpoint or --policy")
         if self.policy == "checkpoint":
@@ -77,8 +87,8 @@ def judge(config: EvalConfig, env: EnvChoice) -> dict[str, Any]:
     choice = _of_checkpoint(config.checkpoint, env) if config.checkpoint else env
     choice = _with_task(choice)
     if config.videos:
-        _check_rendering(choice)
-    world = choice.make()
+        _check_rendering(choice, config.resets)
+    world = choice.make(resets=config.resets)
     try:
         result = evaluate(world, _policy(config, world), config.episodes, config.seed)
     finally:
@@ -92,7 +102,9 @@ def judge(config: EvalConfig, env: EnvChoice) -> dict[str, Any]:
 def recorded_env(data: str) -> dict[str, Any]:
     """Options of the environment that a recording was made in, as far as it says."""
     info = recorded_info(data)
+    # Where it was recorded, but not how that arm was reached.
     names = {f.name for f in dataclasses.fields(EnvChoice)}
+    names -= {"rig", "camera", "success", "goal_image"}
     return {**{k: v for k, v in info.env.items() if k in names}, "task": own_task(info.task)}
 
 
@@ -107,7 +119,7 @@ def _replay(config: EvalConfig, env: EnvChoice) -> dict[str, Any]:
         raise InvalidInputError(f"dataset: {config.data} holds no episodes")
     if is_external(choice.task):
         episodes = apply_rule(choice.task, episodes)
-    world = choice.make()
+    world = choice.make(resets=config.resets)
     try:
         result, more = play_back(world, episodes, config.seed)
     finally:
@@ -141,7 +153,7 @@ def _policy(config: EvalConfig, world: gymnasium.Env[Any, Any]) -> Policy:
 def _film(config: EvalConfig, choice: EnvChoice) -> list[str]:
     from robot_rl.report.video import record_videos
 
-    film = choice.make(render_mode="rgb_array")
+    film = choice.make(render_mode="rgb_array", resets=config.resets)
     try:
         paths = record_videos(film, _policy(config, film), Path(config.out), config.videos,
                               config.seed, name="eval")
@@ -150,9 +162,9 @@ def _film(config: EvalConfig, choice: EnvChoice) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _check_rendering(choice: EnvChoice) -> None:
+def _check_rendering(choice: EnvChoice, resets: str) -> None:
     """That videos can be made is found out first, not after the episodes."""
-    env = choice.make(render_mode="rgb_array")
+    env = choice.make(render_mode="rgb_array", resets=resets)
     try:
         env.reset(seed=0)
         env.render()

@@ -43,6 +43,7 @@ from robot_rl.training.evaluate import (
     evaluate,
     run_episode,
     training_seed,
+    unwrap,
 )
 from robot_rl.training.offline import update_block
 from robot_rl.training.recorded import (
@@ -305,7 +306,10 @@ def _loop(practice: _Practice, quiet: bool) -> dict[str, Any]:
     if config.env_steps <= config.warmup_steps:
         print(f"no update will be made: warmup_steps is {config.warmup_steps}, env_steps is "
               f"{config.env_steps}", file=sys.stderr)
-    judge = EnvChoice(**practice.description.env).make()
+    # There is one real arm: it is judged where it practises.
+    inner = unwrap(practice.env)
+    alone = inner is not None and inner.rig.scene is None
+    judge = practice.env if alone else EnvChoice(**practice.description.env).make()
     scores: EvalResult | None = None
     meter, first = RateMeter(), practice.step
     if practice.step == 0:
@@ -380,7 +384,10 @@ def _learn(practice: _Practice, steps: int) -> dict[str, float]:
 
 def _judge(practice: _Practice, env: gymnasium.Env[Any, Any], bar: Any) -> EvalResult:
     config = practice.config
+    before = practice.env.unwrapped.np_random.bit_generator.state
     scores = evaluate(env, AgentPolicy(practice.agent), config.eval_episodes, config.seed)
+    # Practice goes on as if nobody had looked, also where both are the same environment.
+    practice.env.unwrapped.np_random.bit_generator.state = before
     practice.run.log_evaluation(practice.step, scores.as_dict())
     bar.set_postfix(success=f"{scores.success_rate:.2f}")
     return scores

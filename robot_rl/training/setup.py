@@ -20,6 +20,17 @@ from robot_rl.training.evaluate import unwrap
 from robot_rl.training.runs import read_config
 
 C = TypeVar("C")
+RIG_HELP = (
+    "how the arm is reached, repeatable: master_uri=http://sawyer.local:11311, "
+    "robot_ip=172.16.0.2, namespace=right, ...; a backend refuses keys it does not know"
+)
+CAMERA_HELP = (
+    "a camera and where its images come from, repeatable: front=opencv:0, "
+    "wrist=realsense:SERIAL, side=ros1:/camera/image_raw, top=ros2:/camera/image_raw"
+)
+RESETS = ("auto", "scene", "arm")
+RESETS_HELP = ("who brings things back between episodes: scene (the simulator), arm (the robot) or "
+               "auto (the simulator where there is one)")
 _KIND_NAMES = {"pretrain": "pretraining", "train": "training"}
 
 
@@ -32,13 +43,32 @@ class EnvChoice:
                               "Insertion, or the gymnasium id of a task from elsewhere"}
     )
     robot: str = field(default="sawyer", metadata={"help": "arm: sawyer, panda or fr3"})
-    backend: str = field(default="mujoco", metadata={"help": "engine: mujoco or pybullet"})
+    backend: str = field(
+        default="mujoco", metadata={"help": "engine mujoco or pybullet, or hardware: ros1 "
+                                    "(Sawyer), ros2 or franky (Franka)"}
+    )
     control_hz: float = field(default=10.0, metadata={"help": "actions per second, 5 to 20"})
     randomize: dict[str, float] = field(
         default_factory=dict,
         metadata={"help": "domain randomisation as name=amount, e.g. mass=0.3 friction=0.3 "
                   "color=0.1 camera_m=0.02 camera_rad=0.02 latency_s=0.05 action_noise=0.05 "
                   "action_bias=0.05"},
+    )
+
+    rig: dict[str, str] = field(
+        default_factory=dict, metadata={"help": RIG_HELP, "metavar": "KEY=VALUE"}
+    )
+    camera: dict[str, str] = field(
+        default_factory=dict, metadata={"help": CAMERA_HELP, "metavar": "NAME=SOURCE"}
+    )
+    success: str = field(
+        default="", metadata={"help": "who says when the task is done, in place of the distance to "
+                              "the goal, e.g. sensor:contact>0.5"}
+    )
+    goal_image: str = field(
+        default="", metadata={"help": "for images on hardware: a PNG, JPEG or .npy file that shows "
+                              "the goal, or a folder of them (without: black, and said so in the "
+                              "recording)"}
     )
 
     def make(
@@ -50,6 +80,9 @@ class EnvChoice:
                 raise InvalidInputError(f"the task {self.task} has no arm that could reset it")
             if self.randomize:
                 raise InvalidInputError(f"the task {self.task} cannot be randomised from here")
+            if self.rig or self.camera or self.success or self.goal_image:
+                raise InvalidInputError(f"the task {self.task} has no rig: --rig, --camera, "
+                                        "--success and --goal-image do not go with it")
             return make_external(self.task, render_mode=render_mode)
         return make_env(
             self.task,
@@ -60,7 +93,16 @@ class EnvChoice:
             randomization=self.randomize or None,
             render_mode=render_mode,
             resets=resets,
+            success=self.success or None,
+            goal_image=self.goal_image,
+            **self._hardware(),
         )
+
+    def _hardware(self) -> dict[str, Any]:
+        """How the rig is reached, for :func:`robot_rl.envs.make_env`."""
+        more: dict[str, Any] = {"rig_options": self.rig, "camera_sources": self.camera}
+        seen = tuple(name for name, source in self.camera.items() if source != "none")
+        return {**more, "cameras": seen} if seen else more
 
     def as_dict(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}

@@ -119,7 +119,8 @@ class SimulatedFranka:
     def _listen(self) -> None:
         node = self.node
         node.create_subscription(
-            message("sensor_msgs/msg/JointState"), "target_joint", self._on_joint, native(DEFAULT)
+            message("sensor_msgs/msg/JointState"), "target_joint", self._on_joint,
+            native(runtime.QoS(depth=1000)),  # each counts, for the record
         )
         node.create_subscription(
             message("geometry_msgs/msg/PoseStamped"), "target_pose", self._on_pose, native(DEFAULT)

@@ -34,6 +34,7 @@ _BEFORE, _AFTER = ("head_pan",), ("torso_t0",)
 FAULTS = ("silent", "frozen", "frozen_values", "nan", "reorder", "collision", "cuff", "deaf",
           "hang", "push", "narrow_limits", "drop_joint", "gripper_error")
 """What the control port can do to the robot; see :meth:`SimulatedSawyer.control`."""
+_VALUES = {"nan": (0, 6), "drop_joint": (0, 6), "hang": (0.0, 10.0), "narrow_limits": (0.0, 10.0)}
 
 
 def run(options: Any, ready: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def run(options: Any, ready: Callable[[Mapping[str, Any]], None]) -> dict[str, A
         stop = stack.enter_context(stop_on_signals())
         uri = options.master_uri or default_master_uri()
         if options.start_master:
-            port = urlsplit(options.master_uri).port if options.master_uri else None
+            port = _port_of(options.master_uri) if options.master_uri else None
             uri = stack.enter_context(RosMaster(port)).uri
         robot = SimulatedSawyer(options, uri)
         stack.callback(robot.close)
@@ -335,8 +336,15 @@ class SimulatedSawyer:
     def _set_fault(self, name: str, value: Any) -> None:
         if name not in FAULTS:
             raise unknown_name("fault", name, FAULTS)
+        if value is not None and name in _VALUES:
+            value = _number_of(name, value)
         if name == "push":
-            self._pushed = np.zeros_like(self._pushed) if value is None else np.array(value, float)
+            pushed = np.array([0.0] if value is None else value, float)
+            if pushed.shape not in ((1,), self._pushed.shape) or not np.isfinite(pushed).all():
+                raise InvalidInputError(
+                    f"push is {value!r}, should be {len(self._pushed)} numbers [rad]"
+                )
+            self._pushed = np.zeros_like(self._pushed) + pushed
         elif value is None:
             self.faults.pop(name, None)
         else:
@@ -364,6 +372,22 @@ class SimulatedSawyer:
         if self.options.record:
             self.record.save(self.options.record)
         self.physics.close()
+
+
+def _port_of(uri: str) -> int | None:
+    try:
+        return urlsplit(uri).port
+    except ValueError:
+        raise InvalidInputError(
+            f"master_uri is {uri!r}, should look like http://127.0.0.1:11311"
+        ) from None
+
+
+def _number_of(fault: str, value: Any) -> float:
+    low, high = _VALUES[fault]
+    if not isinstance(value, (int, float)) or not low <= value <= high:
+        raise InvalidInputError(f"{fault} is {value!r}, should be a number in [{low:g}, {high:g}]")
+    return value
 
 
 def _fill(target: Any, values: Any) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from robot_rl.backends import make_rig
 from robot_rl.envs.tasks import make_task
-from robot_rl.errors import InvalidInputError, RobotRLError
+from robot_rl.errors import InvalidInputError
 from robot_rl.interfaces import Array, BodyState, JointSetpoints, Placement, RigRequest
 from robot_rl.specs import HingeJoint, SlideJoint, load_robot
 
@@ -147,8 +147,11 @@ class ControlPort:
             def handle(self) -> None:
                 for line in self.rfile:
                     try:
-                        answer = handle(json.loads(line))
-                    except (RobotRLError, ValueError, KeyError, TypeError) as error:
+                        order = json.loads(line)
+                        if not isinstance(order, dict):
+                            raise InvalidInputError(f"{order!r} is no JSON object")
+                        answer = handle(order)
+                    except Exception as error:  # nothing that comes here ends the robot
                         answer = {"error": f"{type(error).__name__}: {error}"}
                     self.wfile.write(json.dumps(answer).encode() + b"\n")
 

@@ -68,14 +68,16 @@ class SetpointStream:
     @property
     def start(self) -> Array:
         """Where the present piece began (n,) [rad]."""
-        return np.asarray(self._knots[self._row])
+        start: Array = self._knots[self._row]
+        return start
 
     @property
     def velocity(self) -> Array:
         """Velocity (n,) [rad/s] of the present piece."""
+        velocity: Array = self._still
         if self._row < len(self._velocities):
-            return np.asarray(self._velocities[self._row])
-        return self._still
+            velocity = self._velocities[self._row]
+        return velocity
 
     def consume(self, ticks: int) -> None:
         """Go on by ``ticks``, at most :attr:`remaining` unless holding."""

@@ -541,7 +541,7 @@ def test_actions_have_the_parts_that_were_asked_for(action, size):
     observation, _ = env.reset(seed=0)
     assert env.action_space.shape == (size,)
     extra = 2 * ("yaw" in action) + ("gripper" in action)
-    assert observation["observation"].shape == (13 + extra,) == (env.state_dim,)
+    assert observation["observation"].shape == (16 + extra,) == (env.state_dim,)
     for _ in range(8):
         wish = np.zeros(size)
         if "yaw" in action:

@@ -209,3 +209,129 @@ def test_a_reading_that_is_too_old_holds_the_arm(monkeypatch):
         env.step(np.zeros(3))
     assert env.safety.held == "the pose of puck is 3 s old"
     env.close()
+
+
+def test_without_images_hardware_needs_no_camera(hardware):
+    make_rig = factory.make_rig
+
+    def blind(backend: str, request: Any) -> Any:
+        rig = make_rig(backend, request)
+        rig.cameras = {}
+        return rig
+
+    factory.make_rig = blind
+    try:
+        env = hardware(camera_sources={"front": "none"})
+        assert env.camera_names == ()
+        # It was asked for all the same: the rig sees to its watch.
+        assert hardware.requests[-1].cameras == {"front": "none"}
+        for options in ({"obs": "image"}, {"render_mode": "rgb_array"}):
+            with pytest.raises(InvalidInputError, match="front"):
+                hardware(**options)
+    finally:
+        factory.make_rig = make_rig
+
+
+def test_an_action_beyond_one_counts_as_limited():
+    env = make_env("Reach", "panda")
+    env.reset(seed=0, options={"start": START})
+    _, _, _, _, info = env.step(np.array([0.0, 0.0, 0.5]))
+    assert not info["action_limited"] and info["safety_limited"] == 0
+    _, _, _, _, info = env.step(np.array([0.0, 0.0, 10.0]))
+    assert info["action_limited"] and info["safety_limited"] == 1
+    assert info["executed_action"].tolist() == [0.0, 0.0, 1.0]
+    env.close()
+
+
+def test_close_lets_a_real_arm_come_to_rest_before_its_stream_ends(hardware):
+    env = hardware()
+    env.reset(seed=0, options={"start": START})
+    for _ in range(4):
+        env.step(np.array([1.0, 0.0, 0.0]))
+    arm, safety, closed = env.rig.arm, env.safety, []
+    assert arm.sent() < safety._plan.end
+    env.rig.close = lambda: closed.append((safety._plan.end - arm.sent(), env._watchdog))
+    begun = watchdogs()
+    env.close()
+    env.close()
+    assert closed == [(0, env._watchdog)]
+    assert safety.held is None and watchdogs() == begun - 1
+
+
+def test_a_rig_is_closed_whatever_happens_on_the_way(hardware):
+    env = hardware()
+    closed = []
+    env.rig.close = lambda: closed.append(True)
+
+    def broken() -> bool:
+        raise RuntimeError("a fault in the filter")
+
+    env.safety.settle = broken
+    with pytest.raises(RuntimeError, match="a fault in the filter"):
+        env.close()
+    assert closed == [True]
+
+
+def picture(level: int) -> Any:
+    return np.full((48, 48, 3), level, np.uint8)
+
+
+def test_goal_images_on_hardware_are_given_or_black(hardware, tmp_path):
+    env = hardware(obs="image")
+    start = {"start": START}
+    observation, _ = env.reset(seed=0, options=start)
+    assert not observation["desired_goal"].any() and env.beginning()["goal_image"] == "none"
+    observation, _ = env.reset(options={**start, "goal_image": picture(7)})
+    assert (observation["desired_goal"] == 7).all()
+    assert env.beginning()["goal_image"] == "given"
+    for bad in (picture(7)[:-1], picture(7).astype(np.float32), "front.png"):
+        sent = env.rig.arm.sent()
+        with pytest.raises(InvalidInputError, match="goal images: option goal_image has shape"):
+            env.reset(options={**start, "goal_image": bad})
+        assert env.rig.arm.sent() == sent
+    observation, _ = env.reset(options=start)
+    assert not observation["desired_goal"].any()
+
+
+def test_goal_images_from_files(hardware, tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    folder = tmp_path / "goals"
+    folder.mkdir()
+    np.save(folder / "a.npy", picture(10))
+    red = picture(0)
+    red[..., 0] = 200
+    cv2.imwrite(str(folder / "b.png"), red[..., ::-1])
+    (folder / "notes.txt").write_text("not a picture")
+    env = hardware(obs="image", goal_image=str(folder / "b.png"))
+    observation, _ = env.reset(seed=0, options={"start": START})
+    assert np.array_equal(observation["desired_goal"], red)
+    env.close()
+    env = hardware(obs="image", goal_image=str(folder))
+    seen = {int(env.reset(options={"start": START})[0]["desired_goal"][0, 0, 0]) for _ in range(8)}
+    assert seen == {10, 200}
+    for bad, why in ((tmp_path / "none.png", "cannot be read"), (tmp_path, "holds no .png"),
+                     (folder / "notes.txt", "is no .png")):
+        with pytest.raises(InvalidInputError, match=f"goal images: .*{why}"):
+            hardware(obs="image", goal_image=str(bad))
+    np.save(folder / "c.npy", picture(1)[:20])
+    with pytest.raises(InvalidInputError, match=r"c.npy has shape \(20, 48, 3\)"):
+        hardware(obs="image", goal_image=str(folder))
+    (folder / "d.png").write_bytes(b"no picture")
+    with pytest.raises(InvalidInputError, match=r"d\.png is no picture"):
+        hardware(obs="image", goal_image=str(folder / "d.png"))
+    with pytest.raises(InvalidInputError, match="goes with obs='image'"):
+        hardware(goal_image=str(folder))
+
+
+def test_in_simulation_a_given_goal_image_stands_before_the_rendered_one():
+    env = make_env("Reach", "panda", obs="image")
+    rendered = env.reset(seed=0)[0]["desired_goal"]
+    assert rendered.any() and "goal_image" not in env.beginning()
+    given = env.reset(seed=0, options={"goal_image": picture(3)})[0]["desired_goal"]
+    assert (given == 3).all()
+    assert np.array_equal(env.reset(seed=0)[0]["desired_goal"], rendered)
+    env.close()
+    state = make_env("Reach", "panda")
+    with pytest.raises(InvalidInputError, match="goes with obs='image'"):
+        state.reset(seed=0, options={"goal_image": picture(3)})
+    state.close()

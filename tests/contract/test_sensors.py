@@ -311,6 +311,25 @@ def test_readings_that_vary_are_refused_and_the_bias_stays():
     np.testing.assert_array_equal(sensor.bias, np.ones(6))
 
 
+def test_a_press_is_not_taken_for_bias():
+    ticking = Ticking(lambda t: np.r_[2.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    sensor = BiasedForceSensor(ticking, ticking)
+    sensor.zero()
+    ticking.signal = lambda t: np.r_[2.0, 0.0, 12.0, 0.0, 0.0, 0.0]
+    with pytest.raises(SafetyError, match=r"the change of force z is 12\.00 N, should be at most"):
+        sensor.zero()
+    assert sensor.wrench(1.0).force_n[2] == pytest.approx(12.0)
+    ticking.signal = lambda t: np.r_[2.0, 0.0, 0.0, 0.0, 2.5, 0.0]
+    with pytest.raises(SafetyError, match="the change of torque y"):
+        sensor.zero()
+    ticking.signal = lambda t: np.r_[5.0, -3.0, 4.0, 0.2, 0.0, 0.0]
+    sensor.zero()
+    assert sensor.bias[:3] == pytest.approx([5.0, -3.0, 4.0])
+    pressed = Ticking(lambda t: np.r_[0.0, 0.0, 39.0, 0.0, 0.0, 0.0])
+    with pytest.raises(SafetyError, match="the mean of force z is 39"):
+        BiasedForceSensor(pressed, pressed).zero()
+
+
 def test_an_arm_that_still_swings_is_waited_for():
     ticking = Ticking(lambda t: np.r_[6.0 * np.exp(-8.0 * (t - 100.0)), 0, 0, 0, 0, 0])
     sensor = BiasedForceSensor(ticking, ticking)

@@ -449,7 +449,8 @@ class ScriptedSource:
         self.may_open = True
         self.number = self.opened = self.closed = 0
         self.repeat_image = self.repeat_stamp = False
-        self.image = np.full((24, 32, 3), 90, np.uint8)
+        self.shape = (24, 32, 3)
+        self.image = np.full(self.shape, 90, np.uint8)
 
     def open(self):
         self.opened += 1
@@ -462,7 +463,7 @@ class ScriptedSource:
             raise self.gone
         if not self.repeat_image:
             self.number += 1
-            self.image = np.full((24, 32, 3), self.number % 200, np.uint8)
+            self.image = np.full(self.shape, self.number % 200, np.uint8)
         if not self.repeat_stamp:
             self.stamp_s = time.monotonic() + 777.0
         return RawFrame(self.image, device_s=self.stamp_s)
@@ -531,6 +532,18 @@ def test_a_driver_that_repeats_its_last_picture_is_frozen(scripted):
     source.repeat_image = False
     wait_until(lambda: camera.fault() is None)
     assert camera.read(1.0)
+
+
+def test_pictures_of_another_size_are_no_frames_even_where_they_are_scaled(scripted):
+    source, camera = scripted
+    camera._process = Processor(height=12, width=16)
+    source.shape = (24, 30, 3)
+    wait_until(lambda: camera.fault() is not None)
+    with pytest.raises(StaleDataError, match=r"\(24, 30, 3\) now, should be \(24, 32, 3\)"):
+        camera.read(10.0)
+    source.shape = (24, 32, 3)
+    wait_until(lambda: camera.fault() is None)
+    assert camera.read(1.0).image.shape == (12, 16, 3)
 
 
 def test_no_frame_is_torn(scripted):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -449,6 +450,48 @@ def test_a_robot_that_dies(simulated_franka: Callable[..., Any], until: Until) -
 
 def swing_from(motion: JointSetpoints, arm: Arm) -> JointSetpoints:
     return JointSetpoints(motion.position_rad, arm.period_s, at=arm.sent() + arm.lead_rows)
+
+
+def test_a_controller_that_ignores_the_targets_is_found(
+    robot: Any, rig: Callable[..., Rig], until: Until
+) -> None:
+    arm = rig().arm
+    arm.command(swing(arm, 0.2, 1.5))
+    assert until(lambda: np.abs(arm.state(0.5).velocity_rad_s).max() > 0.05)
+    assert until(lambda: np.abs(arm.state(0.5).velocity_rad_s).max() < 0.02)
+    assert arm.status().ready, arm.status()
+    robot.ask(fault="deaf")
+    arm.command(swing(arm, -0.2, 1.5))
+    assert until(lambda: not arm.status().ready)
+    assert "does not follow its targets" in str(arm.status().fault)
+    sent = arm.sent()
+    assert not until(lambda: arm.sent() > sent, 0.3)
+    robot.ask(fault="clear")
+    arm.recover()
+    assert arm.status().ready
+
+
+def test_a_stop_replaces_rows_that_go_out_though_the_state_is_at_fault(
+    robot: Any, rig: Callable[..., Rig], until: Until
+) -> None:
+    arm = rig().arm
+    motion = swing(arm, 0.2, 3.0)
+    arm.command(motion)
+    assert until(lambda: arm.sent() >= motion.at + 50)
+    robot.ask(fault="nan")
+    assert until(lambda: not arm.status().ready)
+    at = arm.sent() + arm.lead_rows
+    rows = motion.position_rad[at - motion.at:][:2]
+    still = JointSetpoints(rows, arm.period_s, at=at)
+    with pytest.raises(SafetyError, match="not finite"):
+        arm.command(still)
+    arm.command(replace(still, at=arm.sent() + arm.lead_rows, stop=True))
+    end = arm.sent() + arm.lead_rows + 2
+    assert until(lambda: not arm._stream().pending())  # type: ignore[attr-defined]
+    assert arm.sent() <= end + 1
+    # Nothing goes out any more: there is nothing to stop either.
+    with pytest.raises(SafetyError, match="not finite"):
+        arm.command(replace(still, at=arm.sent() + arm.lead_rows, stop=True))
 
 
 def test_the_entry_point_is_declared() -> None:

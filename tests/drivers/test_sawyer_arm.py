@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -222,16 +223,26 @@ def test_set_points_far_from_the_arm_are_refused(rig):
 
 def test_without_commands_the_robot_leaves_the_mode_and_holds(sim):
     with intera_rig(sim, command_timeout_s="0.12", max_gap_s="0.1") as rig:
+        move(rig.arm, 300)
         wait_for(lambda: sim.control(report=True)["timeout_s"] == 0.12, "the time-out")
         assert sim.control(report=True)["speed_ratio"] == 1.0
-        move(rig.arm, 300)
         time.sleep(0.5)
         before = sim.control(report=True)
         assert before["mode"] == 4
-        rig.arm.streamer.close()  # the program dies in mid-motion
+        rig.arm.streamer.stop("as if the program died in mid-motion")
         wait_for(lambda: sim.control(report=True)["mode"] == 0, "the time-out to pass")
         assert sim.control(report=True)["timeouts"] == before["timeouts"] + 1
         wait_for(lambda: not np.abs(rig.arm.state(0.5).velocity_rad_s).max() > 1e-3, "rest")
+
+
+def test_closing_in_mid_motion_sends_the_rest(sim):
+    with intera_rig(sim) as rig:
+        rows = move(rig.arm, 60)
+        wait_for(lambda: rig.arm.sent() > 20, "some rows")
+        assert rig.arm.streamer.pending()
+    end = sim.record()
+    assert end["position"][-1] == pytest.approx(rows[-1])
+    assert not end["velocity"][-1].any()
 
 
 def test_limits_that_are_narrower_are_an_error_with_joint_and_values(sim):
@@ -272,6 +283,24 @@ def test_joint_states_that_cannot_be_trusted(sim, rig, fault, value, word, stale
     wait_for(lambda: arm.status().ready, "the readings to come back", lambda: arm.status())
 
 
+def test_a_robot_that_is_not_heard_is_not_told_to_stay_either(sim, rig):
+    arm = rig.arm
+    move(arm, 30)
+    rest(arm)
+    wait_for(lambda: arm.streamer.stats.repeats > 5, "the last row to be repeated")
+    sim.fault("silent")
+    fault = wait_for(lambda: arm.streamer.fault, "the end of the repeats")
+    assert "joint states are" in fault
+    taken = sim.control(report=True)["taken"]
+    time.sleep(0.1)
+    assert sim.control(report=True)["taken"] == taken
+    sim.fault("silent", None)
+    time.sleep(0.2)
+    assert sim.control(report=True)["taken"] == taken and not arm.status().ready
+    arm.recover()
+    assert arm.status().ready
+
+
 def test_values_that_never_change_while_set_points_move_are_found(sim, rig):
     arm = rig.arm
     sim.fault("frozen_values")
@@ -279,6 +308,90 @@ def test_values_that_never_change_while_set_points_move_are_found(sim, rig):
     move(arm, 300)
     fault = wait_for(lambda: arm.status().fault, "the fault")
     assert "no angle has changed" in fault
+
+
+def test_a_stop_replaces_rows_that_go_out_though_the_state_is_at_fault(sim, rig):
+    arm = rig.arm
+    rows = move(arm, 300)
+    wait_for(lambda: arm.sent() >= 50, "some rows")
+    sim.fault("nan", True)
+    wait_for(lambda: not arm.status().ready, "the fault", lambda: arm.status())
+    at = arm.sent() + arm.lead_rows + 5
+    still = JointSetpoints(rows[at: at + 2], arm.period_s, at=at)
+    with pytest.raises(SafetyError, match="reports nan"):
+        arm.command(still)
+    arm.command(replace(still, stop=True))
+    wait_for(lambda: not arm.streamer.pending(), "the stop")
+    assert arm.sent() == at + 2 < 300
+    with pytest.raises(SafetyError, match="reports nan"):
+        arm.command(replace(still, at=arm.sent() + 3, stop=True))
+
+
+def test_a_robot_that_ignores_set_points_is_found(sim, rig):
+    arm = rig.arm
+    move(arm, 150)
+    rest(arm)
+    assert arm.status().ready
+    sim.fault("deaf", True)
+    move(arm, 150, -CHANGE)
+    wait_for(lambda: not arm.status().ready, "the fault", lambda: arm.status())
+    fault = arm.status().fault
+    assert "does not follow its targets" in fault or "no angle has changed" in fault, fault
+
+
+def test_one_program_commands_and_others_may_look(sim, rig):
+    arm = rig.arm
+    code = f"""
+        import sys, time
+        import numpy as np
+        from robot_rl.backends import make_rig
+        from robot_rl.errors import SafetyError
+        from robot_rl.interfaces import JointSetpoints
+        from robot_rl.ros.ros1 import Ros1Session
+        from tests.drivers.intera import intera_request, wait_for
+        rig = make_rig("ros1", intera_request({sim.ready["master_uri"]!r}))
+        wait_for(lambda: rig.arm.status().ready, "the arm")
+        print("looks", flush=True)
+        sys.stdin.readline()
+        rows = np.tile(rig.arm.state(0.5).position_rad, (3, 1))
+        try:
+            rig.arm.command(JointSetpoints(rows, rig.arm.period_s))
+        except SafetyError as error:
+            print(error, flush=True)
+        sys.stdin.readline()
+        rig.close()
+        session = Ros1Session({sim.ready["master_uri"]!r})
+        session.publisher("/robot/limb/right/joint_command", "intera_core_msgs/JointCommand")
+        time.sleep(30)
+    """
+    move(arm, 20)
+    rest(arm)
+    other = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE, text=True, cwd=Path(__file__).resolve().parents[2],
+    )
+    try:
+        assert other.stdout is not None and other.stdin is not None
+        assert other.stdout.readline() == "looks\n"
+        move(arm, 20, -CHANGE)
+        rest(arm)
+        assert arm.status().ready
+        other.stdin.write("\n")
+        other.stdin.flush()
+        assert "another program publishes /robot/limb/right/joint_command" in (
+            other.stdout.readline())
+        assert arm.status().ready
+        other.stdin.write("\n")
+        other.stdin.flush()
+        wait_for(lambda: "another program" in str(arm.streamer.fault), "the end of the repeats",
+                 lambda: arm.status())
+    finally:
+        other.kill()
+        other.communicate()
+    wait_for(lambda: arm._session.fault() is None, "the other one's end")
+    assert not arm.status().ready
+    arm.recover()
+    assert arm.status().ready
 
 
 def test_the_master_restarts_in_mid_session(sim, rig):
@@ -347,7 +460,9 @@ def test_no_gripper_no_tracker_no_force(sim):
     [
         ({"mode": "torque"}, "mode of sawyer"), ({"griper": "none"}, "did you mean 'gripper'"),
         ({"gripper": "vacuum"}, "electric, none"), ({"command_timeout_s": "x"}, "a number"),
-        ({"command_timeout_s": "9"}, r"in \[0.04, 1\]"), ({"max_gap_s": "0.5"}, "max_gap_s"),
+        ({"command_timeout_s": "9"}, r"in \[0.04, 0.2\]"),
+        ({"command_timeout_s": "0.21"}, "command_timeout_s is '0.21'"),
+        ({"max_gap_s": "0.5"}, "max_gap_s"),
         ({"master_uri": "sawyer"}, "master_uri"), ({"wrench": "up"}, "sense of the wrench"),
     ],
 )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -121,6 +124,71 @@ def test_an_address_without_a_master_is_an_error():
         Ros1Session(uri)
     with pytest.raises(InvalidInputError, match="master_uri is 'sawyer'"):
         Ros1Session("sawyer")
+
+
+@pytest.mark.parametrize("uri", [
+    "http://127.0.0.1:notaport", "http://[::1", "http://127.0.0.1:99999", "http://127.0.0.1:-1",
+    "http://:11311", "https://127.0.0.1:11311", "http://127.0.0.1:11311/\nx", "",
+])
+def test_what_is_no_address_is_named(uri, monkeypatch):
+    monkeypatch.setenv("ROS_MASTER_URI", uri or "http://")
+    with pytest.raises(InvalidInputError, match="master_uri is"):
+        Ros1Session(uri)
+
+
+@pytest.mark.parametrize("answer", [
+    b"", b"\xff\xfe\n", b"HTTP/1.0 200 OK\r\n\r\n<html>", b"HTTP/1.0 404 no\r\n\r\n",
+    b"HTTP/1.0 200 OK\r\nContent-Type: text/xml\r\n\r\n<?xml version='1.0'?><methodResponse>"
+    b"<params><param><value><int>1</int></value></param></params></methodResponse>",
+])
+def test_what_answers_otherwise_is_no_master(answer):
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection, contextlib.suppress(OSError):
+                connection.recv(4096)
+                connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        with pytest.raises(RobotRLError, match="no ROS master answers"):
+            Ros1Session(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_others_on_a_topic_that_is_ours_are_a_fault_while_they_live():
+    with RosMaster() as master:
+        session = Ros1Session(master.uri)
+        session.publisher("/mine", "std_msgs/Float64", alone=True)
+        session.publisher("/shared", "std_msgs/Float64")
+        assert session.others("/mine") is None and session.fault() is None
+        other = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(f"""
+                import time
+                from robot_rl.ros.ros1 import Ros1Session
+                session = Ros1Session({master.uri!r}, name="second")
+                session.publisher("/mine", "std_msgs/Float64")
+                session.publisher("/shared", "std_msgs/Float64")
+                time.sleep(60)
+            """)], env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        try:
+            fault = wait_for(session.fault, "the fault")
+            assert "another program publishes /mine" in fault and "second" in fault
+            assert "/shared" not in fault
+            assert "second" in (session.others("/mine") or "")
+            other.kill()
+            other.wait()
+            # It stays in the master's list, but nobody is there any more.
+            assert session.others("/mine") is None
+            wait_for(lambda: session.fault() is None, "the end of the fault")
+        finally:
+            other.kill()
+            other.wait()
+            session.close()
 
 
 def test_messages_pass_and_only_one_master_at_a_time():

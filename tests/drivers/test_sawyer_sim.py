@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,6 +28,13 @@ from robot_rl.ros.ros1 import Ros1Session
 from robot_rl.ros.ros1_master import free_port
 from tests.drivers.intera import SimProcess, wait_for
 
+HOSTILE = (
+    b"[1]", b"5", b"", b"\xff\xfe", b"null", b"[" * 5000, b'{"fault": "push", "value": [1, 2]}',
+    b'{"fault": "push", "value": "x"}', b'{"fault": "push", "value": [NaN]}',
+    b'{"fault": "hang", "value": "x"}', b'{"fault": "hang", "value": 1e9}',
+    b'{"fault": "nan", "value": 99}', b'{"fault": "drop_joint", "value": [1]}',
+    b'{"fault": "narrow_limits", "value": {}}', b'{"fault": ["push"]}', b'{"save": true}',
+)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -84,6 +92,14 @@ def test_everything_that_a_lab_would_tell_is_published_and_it_starts_disabled():
             got["/robot_rl/joints"][-1].position[0], abs=1e-6
         )
         assert not got["/robot/state"][-1].enabled
+        with socket.create_connection(("127.0.0.1", sim.ready["control_port"]), 10.0) as wire:
+            file = wire.makefile("rwb")
+            for line in HOSTILE:
+                file.write(line + b"\n")
+                file.flush()
+                assert b"error" in file.readline(), line
+        ticks = sim.control(report=True)["time_s"]
+        wait_for(lambda: sim.control(report=True)["time_s"] > ticks + 0.1, "time to go on")
     finally:
         code, values, _ = sim.stop()
     assert code == 0 and values["real_time_factor"] > 0.8, values
@@ -97,6 +113,13 @@ def test_everything_that_a_lab_would_tell_is_published_and_it_starts_disabled():
         (["--physics-step-s", "0.5"], "physics_step_s is 0.5"),
         (["--backend", "bulet"], "pybullet"),
         (["--cameras", "top"], "valid: front, side"), ([], "no ROS master answers"),
+        (["--control-port", "99999"], "control_port is 99999"),
+        (["--control-port", "-2"], "control_port is -2"),
+        (["--duration-s", "nan"], "duration_s is nan"), (["--duration-s", "-1"], "duration_s is"),
+        (["--camera-hz", "0"], "camera_hz is 0"), (["--camera-hz", "nan"], "camera_hz is nan"),
+        (["--image-size", "0"], "image_size is 0"), (["--seed", "-1"], "seed is -1"),
+        (["--rate-hz", "nan"], "rate_hz is nan"),
+        (["--record", "/proc/none/x.npz"], "/proc/none/x.npz"),
     ],
 )
 def test_what_cannot_be_run_is_one_line_and_exit_code_2(arguments, message, capsys):

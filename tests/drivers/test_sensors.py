@@ -354,7 +354,11 @@ def test_a_scene_gets_the_sensors_it_declares(device):
     ("source", "says"),
     [("usb", "valid: topic"), ("serial:", "valid: topic"), ("topic:drawer", "begin with /"),
      ("serial:/dev/none", "cannot open"), ("serial:/dev/none,bauds=1", "valid: baud"),
-     ("serial:/dev/none,scale=x", "should be a number")],
+     ("serial:/dev/none,scale=x", "should be a number"),
+     ("serial:/dev/none,scale=nan", "scale"), ("serial:/dev/none,low=nan", "low"),
+     *((f"serial:/dev/none,baud={baud}", "baud") for baud in ("nan", "inf", "0", "-1", "9.5")),
+     ("serial:/dev/none,scale=1,scale=2", "scale is given twice"),
+     ("serial:/dev/no\0ne", "cannot open")],
 )
 def test_a_source_that_cannot_be_used_is_named(source, says):
     scene = make_task("Drawer").scene()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -346,6 +347,51 @@ def test_a_process_that_was_stopped_does_not_catch_up(doing):
     else:
         # At rest nothing is lost: the arm holds by itself, and repeats have ended.
         assert seen["fault"] is None and seen["sent"] == 10
+
+
+def test_closing_sends_the_braking_rest_and_takes_no_more(wire):
+    stream = SetpointStreamer(1, PERIOD_S, wire, repeat=True)
+    rows = np.linspace(0.0, 1.0, 60)[:, None]
+    velocity = np.full_like(rows, 1.0)
+    velocity[-1] = 0.0
+    stream.command(JointSetpoints(rows, PERIOD_S, velocity))
+    began_s = time.monotonic()
+    closing = threading.Thread(target=stream.close)
+    closing.start()
+    while not stream._ending:
+        time.sleep(0.001)
+    with pytest.raises(SafetyError, match="closed"):
+        stream.command(JointSetpoints(rows, PERIOD_S, at=stream.sent() + 5))
+    closing.join()
+    assert time.monotonic() - began_s > 50 * PERIOD_S
+    assert wire.first() == pytest.approx(rows[:, 0])
+    assert not wire.rows[-1].velocity_rad_s.any()
+
+
+def test_closing_does_not_wait_for_ever(wire, monkeypatch):
+    monkeypatch.setattr("robot_rl_drivers.streaming.LONGEST_END_S", 0.05)
+    stream = SetpointStreamer(1, PERIOD_S, wire)
+    stream.command(JointSetpoints(np.zeros((10_000, 1)), PERIOD_S))
+    began_s = time.monotonic()
+    stream.close()
+    assert time.monotonic() - began_s < 3.0
+    assert len(wire.rows) < 1000
+
+
+def test_closing_after_a_fault_waits_for_nothing(wire):
+    stream = SetpointStreamer(1, PERIOD_S, wire)
+    stream.command(JointSetpoints(np.zeros((10_000, 1)), PERIOD_S))
+    threading.Timer(0.05, stream.stop, ("stopped",)).start()
+    began_s = time.monotonic()
+    stream.close()
+    assert time.monotonic() - began_s < 2.5
+    stream.close()
+
+
+@pytest.mark.parametrize("gap_s", [math.nan, math.inf, -1.0, 0.0, 1.1, PERIOD_S / 2])
+def test_the_gap_has_bounds(wire, gap_s):
+    with pytest.raises(InvalidInputError, match="max_gap_s"):
+        SetpointStreamer(1, PERIOD_S, wire, max_gap_s=gap_s)
 
 
 def test_the_clock_is_monotonic_and_sleeps_until():

@@ -452,9 +452,37 @@ def test_an_arrow_that_comes_in_pieces_is_one_arrow(terminal):
 def test_keys_for_events(terminal):
     device = keys_of(terminal, Ticks(), "gripper")
     terminal.type(b"\r\x7f R\x04r")
-    assert device.events() == ("accept", "reject", "stop", "rearm", "quit")
+    assert device.events() == ("accept", "reject", "stop", "quit")
     terminal.type(b"g")
     assert close_to(device.read(), [0, 0, 0, -1])
+    device.close()
+
+
+def test_a_re_arm_takes_two_keys_and_nothing_else(terminal):
+    ticks = Ticks()
+    device = keys_of(terminal, ticks)
+
+    def heard(keys: bytes, later_s: float = 0.3) -> tuple[str, ...]:
+        ticks.now_s += later_s
+        terminal.type(keys)
+        return device.events()
+
+    assert heard(b"R") == () and heard(b"R") == ("rearm",)
+    assert heard(b"R") == () and heard(b"R", 1.1) == ()
+    assert heard(b"w") == () and heard(b"R") == ()
+    assert heard(b"RR", 2.0) == ("rearm",)
+    assert heard(b"Rx", 2.0) == () and heard(b"R") == ()
+    device.close()
+
+
+@pytest.mark.parametrize("text", [b"see the ROBOT log", b"RobotRR\rrm -r x\x7f\x04ggggw"])
+def test_of_text_that_is_pasted_only_a_stop_counts(terminal, text):
+    device = keys_of(terminal, Ticks(), "gripper")
+    terminal.type(text)
+    assert device.read() is None
+    assert set(device.events()) == {"stop"}
+    terminal.type(b"w" * 20)
+    assert close_to(device.read()[:3], [1, 0, 0])
     device.close()
 
 
@@ -562,7 +590,7 @@ def test_shift_and_control_change_what_keys_mean(events):
     events.send(Events.CTRL, 0)
     events.send(Events.SPACE, 1)
     assert device.read() is None
-    assert device.events() == ("rearm", "quit", "stop")
+    assert device.events() == ("quit", "stop")  # it hears what is typed into other windows too
     device.close()
 
 
@@ -634,9 +662,54 @@ def test_a_watchdog_that_asks_while_the_device_is_read_never_waits():
 
 def test_keys_of_the_terminal_stand_beside_another_device(hid, terminal):
     operator = Operator(mouse(Ticks()), keys_of(terminal, Ticks()))
-    terminal.type(b"w\rR")
+    terminal.type(b"w\r")
     assert operator.read() is None
+    terminal.type(b"RR")
     assert operator.events() == ("accept", "rearm")
     hid.push(y=-FULL)
     assert close_to(operator.read(), [1, 0, 0])
     operator.close()
+
+
+class Said:
+    """A device that says what it is told to."""
+
+    interactive = True
+
+    def __init__(self) -> None:
+        self.waiting: list[str] = []
+
+    def say(self, *events: str) -> None:
+        self.waiting += events
+
+    def read(self) -> None:
+        return None
+
+    def events(self) -> tuple[str, ...]:
+        said, self.waiting = tuple(self.waiting), []
+        return said
+
+
+def test_a_re_arm_from_before_a_stop_does_not_release_it():
+    device = Said()
+    operator = Operator(device)  # type: ignore[arg-type]
+    device.say("rearm")
+    assert operator.watch() is None
+    device.say("accept", "stop")
+    assert operator.watch() is not None
+    assert operator.events() == ("accept", "stop")
+    device.say("rearm", "stop", "quit")
+    assert operator.events() == ("stop", "quit")
+    device.say("stop", "rearm")
+    assert operator.events() == ("stop", "rearm")
+
+
+def test_a_re_arm_from_before_any_hold_can_be_forgotten():
+    device = Said()
+    operator = Operator(device)  # type: ignore[arg-type]
+    device.say("rearm", "quit")
+    operator.watch()
+    operator.forget_rearm()
+    assert operator.events() == ("quit",)
+    device.say("rearm")
+    assert operator.events() == ("rearm",)

@@ -159,7 +159,7 @@ TRAIN = "train --env-steps 40 --out {out} "
         (TRAIN + "--from {home}/run --data {home}/push", "is of the task Push, not Reach"),
         ("eval --checkpoint {home}/run --task Push", "trained for the task Reach, not Push"),
         (COLLECT + "--task Push --policy checkpoint --checkpoint {home}/run",
-         "takes observations (6,) and gives 3 actions; the environment has (13,)"),
+         "takes observations (6,) and gives 3 actions; the environment has (16,)"),
         (COLLECT + "--task Reach --policy checkpoint --checkpoint {home}/run --obs image",
          "the environment has (48, 48, 3)"),
         (COLLECT + "--task Pendulum-v1 --policy random --randomize mass=0.1",
@@ -239,7 +239,7 @@ def test_data_of_other_shapes(refused, tmp_path, episode, dataset_of):
     narrow = dataset_of(tmp_path / "narrow", [episode(5, goal_dim=1)], "Push")
     assert "goals of 1 numbers, the task Push has 2" in refused(PRETRAIN + f"--data {narrow}")
     wide = dataset_of(tmp_path / "wide", [episode(5, goal_dim=2, observation_dim=9)], "Push")
-    assert ("the data has observations (9,) and actions (3,); the task Push has (13,) and (3,)"
+    assert ("the data has observations (9,) and actions (3,); the task Push has (16,) and (3,)"
             in refused(PRETRAIN + f"--data {wide} --eval-episodes 1"))
     images = tmp_path / "images"
     assert main(["collect", "--task", "Reach", "--obs", "image", "--episodes", "1", "--out",

@@ -44,7 +44,7 @@ def test_one_command_from_a_bag_to_an_agent(bag, capsys, tmp_path):
                 "--out", str(out), *SMALL)
     assert value["steps"] == 6 and value["success_rate"] in (0.0, 1.0)
     info, episodes = load_dataset(out / "data")
-    assert (info.task, info.rate_hz, info.observation_shape) == ("Push", 10.0, (13,))
+    assert (info.task, info.rate_hz, info.observation_shape) == ("Push", 10.0, (16,))
     assert len(episodes) == 4
     for one in episodes:
         assert np.allclose(np.diff(one.stamp_s), 0.1, atol=2e-9)

@@ -184,6 +184,10 @@ ALLOWED: dict[tuple[str, str, str], str] = {
     # What drivers put on the wire.
     ("drivers/robot_rl_drivers/sawyer/arm.py", "SawyerArm.__init__", "topic *"):
         "the topics of the arm",
+    ("drivers/robot_rl_drivers/sawyer/arm.py", "module", "topic joint_command"):
+        "the name of the arm's topic",
+    ("drivers/robot_rl_drivers/sawyer/arm.py", "SawyerArm._claim", "topic joint_command"):
+        "makes the publisher of that topic, for the filter's first command",
     ("drivers/robot_rl_drivers/sawyer/arm.py", "SawyerArm._send", "wire self._command.publish"):
         "the streamer's rows",
     ("drivers/robot_rl_drivers/sawyer/arm.py", "SawyerArm._configure", "wire *"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -182,7 +181,7 @@ def test_an_arm_that_reports_no_number_is_held(what):
     (q if what == "position" else speed)[2] = np.nan
     at.arm.lie = JointState(q, speed, 0.0)
     message = (f"the arm reports joint angles {q} rad and velocities {speed} rad/s, should be "
-               "finite")
+               "7 finite numbers each")
     for ask in (at.safety.sync, at.safety.reset, at.safety.measure):
         with pytest.raises(SafetyError) as caught:
             ask()
@@ -659,6 +658,61 @@ def test_nobody_needs_to_speak_before_the_first_command_nor_while_the_arm_rests(
     assert fresh.held is None
 
 
+def test_a_commander_that_ends_leaves_an_arm_at_rest_that_is_not_held():
+    at = At()
+    at.steps(3, (0.04, 0.0, 0.0))
+    at.safety.move((0.04, 0.0, 0.0), 0.0, 0.5)
+    at.clock.pass_s(0.05)
+    planned, began = len(at.arm.queued), at.clock.now_s()
+    assert at.safety.settle() is True
+    assert not len(at.arm.queued) and at.safety.held is None
+    assert np.abs(at.arm.state(1.0).velocity_rad_s).max() < 1e-4
+    assert at.clock.now_s() - began < 0.01 * planned - 0.1, "it braked, and waited for no more"
+    np.testing.assert_allclose(at.safety.setpoint_rad, at.arm.position_rad, atol=1e-12)
+    np.testing.assert_allclose(at.safety.setpoint_tool_m, at.tool(), atol=1e-9)
+    at.clock.pass_s(5.0)
+    at.safety.watch()
+    assert at.safety.held is None, "nobody is waited for"
+    commands, now = len(at.arm.commands), at.clock.now_s()
+    assert at.safety.settle() is True
+    assert len(at.arm.commands) == commands and at.clock.now_s() == now
+
+
+def test_an_end_waits_no_longer_than_it_is_told_to():
+    at = At()
+    at.steps(3, (0.04, 0.0, 0.0))
+    at.safety.move((0.04, 0.0, 0.0), 0.0, 0.5)
+    at.arm.run = lambda: None
+    began = at.clock.now_s()
+    assert at.safety.settle(0.1) is False
+    assert at.clock.now_s() - began == pytest.approx(0.1, abs=0.011)
+    began = at.clock.now_s()
+    assert at.safety.settle() is False
+    assert at.clock.now_s() - began == pytest.approx(1.0, abs=0.011)
+
+
+def test_an_end_while_held_only_waits():
+    at = At()
+    at.steps(3, (0.04, 0.0, 0.0))
+    at.safety.hold("x")
+    commands = len(at.arm.commands)
+    assert at.safety.settle() is True
+    assert at.safety.held == "x" and len(at.arm.commands) == commands
+    fresh = SafetyFilter(at.arm, at.gripper, at.clock)
+    assert fresh.settle() is True
+
+
+def test_an_end_whatever_the_arm_says():
+    at = At()
+    at.step((0.03, 0.0, 0.0), wait=0.02)
+
+    def broken(*_: object) -> None:
+        raise OSError("the cable is out")
+
+    at.arm.command = broken
+    assert at.safety.settle() is True, "the plan that it has ends at rest"
+
+
 # -- holds --------------------------------------------------------------------------------------
 
 
@@ -671,6 +725,7 @@ def test_a_hold_brakes_at_once_and_the_first_reason_stays():
     at.safety.hold("a person came near")
     assert at.arm.keep_commands[-1].at == at.arm.sent() + 2
     assert len(at.arm.queued) < planned - 5
+    assert [one.stop for one in at.arm.keep_commands] == [False] * 5 + [True]
     commands = len(at.arm.commands)
     at.safety.hold("something else")
     assert at.safety.held == "a person came near" and len(at.arm.commands) == commands
@@ -793,6 +848,17 @@ def test_an_arm_whose_fault_went_by_itself_can_be_rearmed():
     assert at.safety.held is None
 
 
+def test_an_arm_whose_rows_were_lost_after_a_hold_can_be_rearmed():
+    at = At()
+    at.step((0.03, 0.0, 0.0), wait=0.02)
+    at.safety.hold("x")
+    at.arm.fail("it dropped out")
+    at.arm.fault = None
+    at.clock.pass_s(5.0)
+    at.safety.rearm()
+    assert at.safety.held is None
+
+
 # -- watches ------------------------------------------------------------------------------------
 
 
@@ -863,69 +929,6 @@ def test_how_hard_the_world_may_push_where_nobody_says(tmp_path):
     deaf = At(latch=Latch("panda", "elsewhere", folder=tmp_path))
     deaf.safety.watch()
     assert deaf.safety.held is None
-
-
-# -- the latch ----------------------------------------------------------------------------------
-
-
-def test_a_hold_is_kept_for_the_next_program_and_released_by_an_operator(tmp_path):
-    def latch() -> Latch:
-        return Latch("panda", "here", folder=tmp_path)
-
-    at = At(latch=latch())
-    at.step((0.03, 0.0, 0.0))
-    at.safety.hold("a person came near")
-    assert latch().reason() == "a person came near"
-    again = At(latch=latch())
-    assert again.safety.held == "a person came near"
-    again.safety.watch()
-    assert again.safety.held == "a person came near"
-    with pytest.raises(SafetyError, match="held"):
-        again.step()
-    # An operator released it from elsewhere.
-    latch().clear()
-    again.safety.watch()
-    assert again.safety.held is None and again.arm.recovered == 1
-    again.step((0.01, 0.0, 0.0))
-    again.safety.hold("again")
-    again.clock.pass_s(1.0)
-    again.safety.rearm()
-    assert not latch().is_set()
-
-
-def test_a_release_that_fails_is_kept_again(tmp_path):
-    latch = Latch("panda", "here", folder=tmp_path)
-    at = At(latch=latch)
-    at.step((0.03, 0.0, 0.0))
-    at.arm.fail("stays: the stop is pressed")
-    at.safety.watch()
-    assert latch.is_set()
-    latch.clear()
-    at.safety.watch()
-    assert at.safety.held is not None and latch.reason() == at.safety.held
-    at.arm.fault = "it dropped out"
-    at.clock.pass_s(1.0)
-    latch.clear()
-    at.safety.watch()
-    assert at.safety.held is None
-
-
-def test_a_hold_that_could_not_be_kept_is_not_taken_for_released(tmp_path, monkeypatch):
-    latch = Latch("panda", "here", folder=tmp_path)
-    monkeypatch.setattr(latch, "write", lambda reason: False)
-    at = At(latch=latch)
-    at.safety.hold("x")
-    at.clock.pass_s(1.0)
-    at.safety.watch()
-    at.safety.watch()
-    assert at.safety.held == "x"
-    (tmp_path / "file").write_text("in the way")
-    unreadable = At(latch=Latch("panda", "here", folder=Path(tmp_path / "file")))
-    assert "cannot be read" in str(unreadable.safety.held)
-    plain = At()
-    plain.safety.hold("y")
-    plain.safety.watch()
-    assert plain.safety.held == "y"
 
 
 # -- states -------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from benchmarks.storm.checker import MAKERS, Limits
 from robot_rl.kinematics import Kinematics
 from robot_rl.safety.dynamics import InverseDynamics
 from robot_rl.safety.envelope import VelocityEnvelope
-from robot_rl.safety.latch import Latch, state_folder
+from robot_rl.safety.latch import Latch
 from robot_rl.safety.watchdog import Watchdog
 from robot_rl.specs import load_robot
 
@@ -128,58 +128,7 @@ def test_torques_and_velocities_agree_with_the_energy(robot):
     assert rate == pytest.approx(power, rel=1e-5, abs=1e-5)
 
 
-# -- the latch ----------------------------------------------------------------------------------
-
-
-def test_a_hold_is_kept_in_a_file_until_it_is_cleared(tmp_path):
-    latch = Latch("panda", "192.168.1.1:8080/x y", folder=tmp_path / "new" / "folder")
-    assert latch.reason() is None and not latch.is_set()
-    latch.clear()
-    assert latch.write("somebody came near") is True
-    assert latch.is_set() and latch.reason() == "somebody came near"
-    assert latch.path == tmp_path / "new" / "folder" / "hold-panda-192.168.1.1_8080_x_y.json"
-    kept = json.loads(latch.path.read_text())
-    assert kept["robot"] == "panda" and kept["address"] == "192.168.1.1:8080/x y"
-    assert kept["time"].endswith("+00:00") and len(kept["time"]) == 25
-    assert latch.path.read_text().endswith("}\n")
-    assert latch.write("again") and latch.reason() == "again"
-    assert [path.name for path in latch.path.parent.iterdir()] == [latch.path.name]
-    again = Latch("panda", "192.168.1.1:8080/x y", folder=tmp_path / "new" / "folder")
-    assert again.reason() == "again"
-    assert Latch("panda", "192.168.1.2", folder=tmp_path / "new" / "folder").reason() is None
-    latch.clear()
-    assert latch.reason() is None and not latch.path.exists()
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"time": "x"}', "\xff\xfe"])
-def test_a_latch_that_cannot_be_read_holds(tmp_path, text):
-    latch = Latch("fr3", "here", folder=tmp_path)
-    latch.path.write_bytes(text.encode("latin-1"))
-    assert latch.is_set()
-    assert str(latch.reason()).startswith(f"{latch.path} cannot be read (")
-
-
-def test_where_nothing_can_be_written_a_latch_says_so(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    latch = Latch("fr3", "here", folder=tmp_path / "file")
-    assert latch.write("x") is False
-    blocked = Latch("fr3", "here", folder=tmp_path)
-    blocked.path.mkdir()
-    assert blocked.write("x") is False
-    assert str(blocked.reason()).startswith(f"{blocked.path} cannot be read (")
-
-
-def test_where_holds_are_kept(monkeypatch, tmp_path):
-    monkeypatch.setenv("ROBOT_RL_STATE_DIR", str(tmp_path / "own"))
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
-    assert state_folder() == tmp_path / "own"
-    assert Latch("fr3", "a").path == tmp_path / "own" / "hold-fr3-a.json"
-    monkeypatch.setenv("ROBOT_RL_STATE_DIR", "")
-    assert state_folder() == tmp_path / "xdg" / "robot_rl"
-    monkeypatch.delenv("XDG_STATE_HOME")
-    monkeypatch.delenv("ROBOT_RL_STATE_DIR")
-    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
-    assert state_folder() == tmp_path / "home" / ".local" / "state" / "robot_rl"
+# -- the latch (tests/unit/test_safety_latch.py has the rest) --------------------------------------
 
 
 def test_a_latch_is_text_of_one_encoding_whatever_the_locale(monkeypatch, tmp_path):
@@ -192,9 +141,9 @@ def test_a_latch_is_text_of_one_encoding_whatever_the_locale(monkeypatch, tmp_pa
 
     monkeypatch.setattr(Path, "open", noting)
     latch = Latch("fr3", "Lab-A.Zz", folder=tmp_path)
-    assert latch.path.name == "hold-fr3-Lab-A.Zz.json"
+    assert latch.path.name == "hold-Lab-A.Zz.json"
     assert latch.write("x") and latch.reason() == "x"
-    assert [str(one).lower() for one in encodings] == ["utf-8", "utf-8"]
+    assert {str(one).lower() for one in encodings} == {"utf-8"}
 
 
 def test_a_latch_is_written_in_one_piece_and_safe_from_a_power_cut(monkeypatch, tmp_path):
@@ -208,7 +157,8 @@ def test_a_latch_is_written_in_one_piece_and_safe_from_a_power_cut(monkeypatch, 
 
     def note_replace(source: Path, target: Path) -> None:
         done.append("replace")
-        assert json.loads(Path(source).read_text())["reason"] == "x" and Path(target) == latch.path
+        assert Path(target) == latch.path
+        assert list(json.loads(Path(source).read_text())["holds"].values()) == ["x"]
         assert str(os.getpid()) in Path(source).name
         replace(source, target)
 

@@ -11,7 +11,7 @@ from robot_rl.errors import InvalidInputError
 from robot_rl.kinematics import Kinematics, rotation_vector
 from robot_rl.safety import SafetyConfig
 from robot_rl.safety.checks import HISTORY, Plan
-from robot_rl.safety.planner import Planner
+from robot_rl.safety.planner import Aim, Planner
 from robot_rl.specs import load_robot
 
 ROBOTS = ("fr3", "panda", "sawyer")
@@ -141,6 +141,61 @@ def test_a_plan_may_go_on_as_it_is():
             assert np.array_equal(kept.poses[more], plan.poses[-1])
         assert np.array_equal(found.q_rad, plan.rows[-1, 0])
         assert np.array_equal(found.pose, plan.poses[-1])
+
+
+@pytest.mark.parametrize("more", range(-1, 4))
+def test_a_plan_that_goes_on_lasts_as_long_as_its_commander_is_waited_for(more):
+    planner = planner_of()
+    plan = moving_plan(planner)
+    wanted = planner.due(0.1) + 1
+    row = plan.end - wanted + more
+    kept = planner.kept(plan, row, 0.1).plan
+    assert kept.end == max(row + wanted, plan.end)
+    assert len(kept.rows) == len(kept.poses) == kept.end - kept.first
+
+
+def test_what_the_parts_of_a_plan_are_asked_for(monkeypatch):
+    planner = planner_of()
+    home = middle_of(planner)
+    plan = planner.at_rest(home, 0)
+    plan = planner.to_joints(plan, 0, home + 0.02 * np.eye(7)[0], 0.5, 0.1).plan
+    row, target = 6, home + np.array([0.01, 0.02, 0.0, 0.0, 0.0, 0.0, 0.1])
+    tool, start = plan.tool(row), plan.state(row)[0]
+    ways: list[tuple[float, float]] = []
+    leaning: list[bool] = []
+    velocity, planned = planner._velocity, planner._planned
+
+    def note_velocity(plan, row, q, speed, way):
+        ways.append((speed, way))
+        return velocity(plan, row, q, speed, way)
+
+    def note_planned(*words):
+        leaning.append(words[-1])
+        return planned(*words)
+
+    monkeypatch.setattr(planner, "_velocity", note_velocity)
+    monkeypatch.setattr(planner, "_planned", note_planned)
+    planner.to_joints(plan, row, target, 0.3, 0.1)
+    jacobian = planner.kinematics.jacobian(start)
+    expected = float(np.linalg.norm(jacobian[:3] @ (target - start)))
+    assert ways[0] == (0.3, pytest.approx(expected)) and leaning[0] is True
+
+    ways.clear(), leaning.clear()
+    reached = planner.kinematics.forward(home)
+    pose = reached.copy()
+    pose[:3, 3] += (0.01, -0.02, 0.005)
+    planner.to_tool(plan, row, home, reached, Aim(pose, 0.1, 0.1))
+    assert ways[0] == (1.0, pytest.approx(float(np.linalg.norm(pose[:3, 3] - tool))))
+    assert leaning[0] is False
+
+    ways.clear(), leaning.clear()
+    # Half a centimetre outside its face, and led back inside.
+    outside = planner.kinematics.forward(home)
+    outside[2, 3] = 0.35 + 0.005
+    found = planner._from_the_face(plan, row, home, outside, 0.1)
+    inner = planner.inside(outside[:3, 3] - planner._origin) + planner._origin
+    assert ways == [(1.0, pytest.approx(float(np.linalg.norm(inner - tool))))]
+    assert leaning == [False] and found.part == 0.0
 
 
 def test_a_stop_begins_at_the_row_that_can_still_be_changed():

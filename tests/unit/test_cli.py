@@ -58,7 +58,7 @@ def home(tmp_path_factory) -> Path:
 
 def test_list(capsys):
     value = run(capsys, "list")
-    assert value["tasks"] == ["Reach", "Push", "PickPlace", "Drawer", "Door"]
+    assert value["tasks"] == ["Reach", "Push", "PickPlace", "Drawer", "Door", "Insertion"]
     assert value["robots"] == ["fr3", "panda", "sawyer"]
     assert {"mujoco", "pybullet"} <= set(value["backends"])
     assert value["agents"] == ["bc", "iql", "awac"]
@@ -128,7 +128,8 @@ def test_train_and_eval(capsys, tmp_path, home):
     assert Path(value["checkpoint"], "agent.safetensors").is_file()
     # What was not said is as where the agent learned.
     assert read_config(out)["env"] == {"task": "Reach", "robot": "panda", "backend": "mujoco",
-                                       "control_hz": 8.0, "randomize": {}}
+                                       "control_hz": 8.0, "randomize": {}, "rig": {},
+                                       "camera": {}, "success": "", "goal_image": ""}
     assert [len(e) for e in load_dataset(out / "practice")[1]] == [24, 24, 2]
     for engine in ("mujoco", "pybullet"):
         scores = run(capsys, "eval", "--checkpoint", str(out), "--backend", engine,

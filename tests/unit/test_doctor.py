@@ -193,3 +193,26 @@ def test_the_verdict_follows_the_required_checks():
     assert format_checks([broken]).endswith("Not ready: torch.")
     assert "MISSING  torch" in format_checks([broken])
     assert format_checks([good]).endswith("Everything required works.")
+
+
+@pytest.mark.parametrize(("check", "module", "extra"), [
+    (doctor.check_cyclonedds, "cyclonedds", "ros"), (doctor.check_franky, "franky", "franka"),
+    (doctor.check_pyserial, "serial", "sensors"), (doctor.check_spacemouse, "pyspacemouse",
+                                                   "teleop"),
+    (doctor.check_gamepad, "pygame", "teleop"),
+])
+def test_what_hardware_needs_names_the_extra_that_brings_it(monkeypatch, check, module, extra):
+    absent = Probe(False, {}, f"ModuleNotFoundError: No module named '{module}'")
+    monkeypatch.setattr(doctor, "run_probe", lambda *args, **kwargs: absent)
+    found = check()
+    assert (found.ok, found.detail, found.required) == (False, "not installed", False)
+    assert f".[{extra}]" in found.hint
+
+
+def test_rospy_is_looked_for_where_the_driver_looks(monkeypatch):
+    fault = "robot_rl.errors.MissingDependencyError: rospy is not installed: apt-get install x"
+    monkeypatch.setattr(doctor, "run_probe", lambda *args, **kwargs: Probe(False, {}, fault))
+    found = doctor.check_ros1()
+    assert (found.ok, found.required) == (False, False)
+    assert found.detail == "rospy is not installed: apt-get install x"
+    assert "system_packages.sh" in found.hint

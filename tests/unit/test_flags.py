@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -158,3 +159,41 @@ def test_help_shows_the_options_of_the_agent_that_is_named(command, agent, capsy
     text = " ".join(capsys.readouterr().out.split())
     for one in dataclasses.fields(config_class(agent)):
         assert f"--{one.name.replace('_', '-')} " in text, one.name
+
+
+def test_flags_of_hardware_reach_the_environment(monkeypatch):
+    parser = Parser(prog="p")
+    add_flags(parser, EnvChoice, title="environment")
+    words = ["--task", "Push", "--backend", "ros1", "--rig", "master_uri=http://x:1/?a=b",
+             "--rig", "mode=position", "--camera", "front=opencv:0", "side=none",
+             "--success", "sensor:contact>0.5", "--goal-image", "goal.png"]
+    choice = EnvChoice(**read_flags(parser.parse_args(words), EnvChoice))
+    asked = {}
+    monkeypatch.setattr("robot_rl.training.setup.make_env",
+                        lambda *names, **more: asked.update(more, names=names))
+    choice.make(resets="arm", obs="image")
+    assert asked["names"] == ("Push", "sawyer", "ros1", "image")
+    assert asked["rig_options"] == {"master_uri": "http://x:1/?a=b", "mode": "position"}
+    assert asked["camera_sources"] == {"front": "opencv:0", "side": "none"}
+    assert asked["cameras"] == ("front",)
+    assert (asked["resets"], asked["success"], asked["goal_image"]) == (
+        "arm", "sensor:contact>0.5", "goal.png")
+    # And a configuration that was written down gives them back.
+    assert EnvChoice(**choice.as_dict()) == choice
+
+
+@pytest.mark.parametrize(("words", "what"), [
+    (["--rig", "master_uri"], "--rig 'master_uri' should be KEY=VALUE"),
+    (["--camera", "front=opencv:0", "--camera", "front=opencv:1"], "'front' is given twice"),
+    (["--camera", "a b=opencv:0"], "should be NAME=SOURCE"),
+])
+def test_flags_of_hardware_that_are_no_pairs(words, what):
+    parser = Parser(prog="p")
+    add_flags(parser, EnvChoice, title="environment")
+    with pytest.raises(InvalidInputError, match=re.escape(what)):
+        parser.parse_args(words)
+
+
+def test_a_task_from_elsewhere_has_no_rig():
+    with pytest.raises(InvalidInputError, match="has no rig"):
+        EnvChoice(task="AdroitHandDoor-v1", rig={"robot_ip": "1.2.3.4"}).make()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from robot_rl.envs import make_env
-from robot_rl.envs.motion import CLEAR_M, HOME_M, Motion
+from robot_rl.envs.motion import CLEAR_M, HOME_M, Arrival, Motion
 from robot_rl.errors import InvalidInputError, SafetyError
 from robot_rl.interfaces import Placement
 
@@ -84,6 +84,15 @@ def test_lift_off_goes_straight_up_and_never_down(worlds):
     assert np.linalg.norm(tool[:2] - [0.1, -0.1]) < 0.01 and abs(tool[2] - CLEAR_M) < 0.01
     assert motion.move_tool_to([0.1, -0.1, 0.3]) and motion.lift_off()
     assert abs(measured(env)[0][2] - 0.3) < 0.01
+
+
+def test_a_tool_that_is_stuck_is_lifted_by_the_joints(worlds, monkeypatch):
+    env, motion = worlds(start=Placement(np.array([0.1, -0.1, 0.03])))
+    stuck = Arrival(False, 0.07, 1.0, "the tool is stuck")
+    monkeypatch.setattr(motion, "move_tool_to", lambda *given, **options: stuck)
+    assert motion.lift_off() and abs(measured(env)[0][2] - CLEAR_M) < 0.02
+    monkeypatch.setattr(motion, "move_joints_to", lambda *given, **options: stuck)
+    assert motion.lift_off() is stuck
 
 
 @pytest.mark.parametrize("robot", ["sawyer", "panda"])

@@ -207,7 +207,8 @@ def target_exists(value: str) -> bool:
     """Whether `package.module:function` is defined, told from the source without importing it."""
     module, _, function = value.partition(":")
     top, *rest = module.split(".")
-    path = HOMES[top].joinpath(*rest).with_suffix(".py")
+    folder = HOMES[top].joinpath(*rest)
+    path = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
     if not path.is_file():
         return False
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -222,7 +223,10 @@ def target_exists(value: str) -> bool:
 
 
 def test_entry_points_lead_somewhere(setup):
-    assert setup["entry_points"].keys() == {"console_scripts", "robot_rl.backends"}
+    assert setup["entry_points"].keys() == {
+        "console_scripts", "robot_rl.backends", "robot_rl.cameras", "robot_rl.simulated_robots",
+        "robot_rl.teleops",
+    }
     for group, lines in setup["entry_points"].items():
         for line in lines:
             _, value = line.split(" = ")
@@ -237,6 +241,10 @@ def test_installed_entry_points_load(setup):
     assert installed.version == setup["version"], "installed is an older version: install again"
     points = {(point.group, point.name): point for point in installed.entry_points}
     assert callable(points["console_scripts", "robot-rl"].load())
+    for group, lines in setup["entry_points"].items():
+        for line in lines:
+            name, value = line.split(" = ")
+            assert points[group, name].value == value, f"{group}, {name}: install again"
     for engine in ("mujoco", "pybullet"):
         point = points["robot_rl.backends", engine]
         if importlib.util.find_spec(engine):

@@ -15,7 +15,7 @@ from robot_rl.safety import SafetyConfig
 from robot_rl.safety.checks import HISTORY, Checker, Plan
 from robot_rl.safety.dynamics import InverseDynamics
 from robot_rl.safety.envelope import VelocityEnvelope
-from robot_rl.safety.generator import Generator, resting
+from robot_rl.safety.generator import Generator
 from robot_rl.safety.planner import Aim, Planner
 from robot_rl.specs import load_robot
 
@@ -549,13 +549,6 @@ def test_what_has_no_solution_gives_no_rows(monkeypatch):
     state[1, 3] = np.nan
     assert make.brake(state) is None
     assert make.towards(state, np.zeros(7), np.full(7, 2.0), 15, 0.1) is None
-
-
-def test_a_row_at_rest():
-    row = np.arange(21, dtype=np.float64).reshape(3, 7)
-    rest = resting(row, 2)
-    assert rest.shape == (2, 3, 7) and np.array_equal(rest[1, 0], row[0]) and not rest[:, 1:].any()
-    assert resting(row).shape == (1, 3, 7)
 
 
 # -- plans --------------------------------------------------------------------------------------

@@ -548,10 +548,11 @@ def test_a_hold_is_kept_for_the_next_program_until_an_operator_removes_it(bench,
     cruise(at)
     at.safety.hold("a person came near")
     record = json.loads(latch.path.read_text())
-    assert record["reason"] == "a person came near" and record["robot"] == "panda"
+    assert list(record["holds"].values()) == ["a person came near"] and record["released"] == []
+    assert record["robot"] == "panda"
     assert record["address"] == "172.16.0.2:8080/a b"
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", record["time"])
-    assert latch.path.name == "hold-panda-172.16.0.2_8080_a_b.json"
+    assert latch.path.name == "hold-172.16.0.2_8080_a_b.json"
     assert [path.name for path in latch.path.parent.iterdir()] == [latch.path.name]
 
     def start() -> object:
@@ -605,14 +606,15 @@ def test_a_hold_that_could_not_be_written_is_no_release(bench, tmp_path):
     latch = Latch("panda", "x", tmp_path / "file")
     at = bench(latch=latch)
     cruise(at)
+    (tmp_path / "file").rmdir()
     (tmp_path / "file").write_text("")
     count = len(at.arm.commands)
     at.safety.hold("stop")
     assert len(at.arm.commands) == count + 1, "the arm was stopped all the same"
     at.wait(1.0)
     at.safety.watch()
-    assert at.safety.held == "stop" and at.arm.recovered == 0
-    assert latch.write("stop") is False
+    assert at.safety.held == f"stop (and this hold could not be kept in {latch.path})"
+    assert at.arm.recovered == 0 and latch.write("stop") is False
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", "{\"reason\"", "\xff"])
@@ -628,7 +630,7 @@ def test_the_state_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("ROBOT_RL_STATE_DIR", str(tmp_path / "own"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
     assert state_folder() == tmp_path / "own"
-    assert Latch("a", "b").path == tmp_path / "own" / "hold-a-b.json"
+    assert Latch("a", "b").path == tmp_path / "own" / "hold-b.json"
     monkeypatch.delenv("ROBOT_RL_STATE_DIR")
     assert state_folder() == tmp_path / "xdg" / "robot_rl"
     monkeypatch.delenv("XDG_STATE_HOME")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 from robot_rl.errors import InvalidInputError, RobotRLError, SafetyError
@@ -13,6 +14,9 @@ JOINT = "joint_impedance_controller"
 MOVING = (CARTESIAN, JOINT, "gravity_compensation", "joint_trajectory_controller")
 """Those of which at most one may be active, for they command the same joints."""
 
+SILENT_S = 3.0
+"""An answer that is older than this says nothing of which controller is active now."""
+_ANSWER_S = 1.0
 _STRICT = 2
 _MANAGER = "controller_manager"
 
@@ -32,6 +36,8 @@ class Controllers:
         self._switcher = node.create_client(self._switch_type, f"{_MANAGER}/switch_controller")
         self._lock = threading.Lock()
         self._asked: Any = None
+        self._asked_s = 0.0
+        self._heard_s: float | None = None
         self.states: dict[str, str] = {}
         """State of each controller by name, as last heard."""
 
@@ -65,8 +71,12 @@ class Controllers:
     def ask(self) -> None:
         """Ask for the states without waiting; for a timer."""
         with self._lock:
-            if self._asked is not None and not self._asked.done():
+            now_s = time.monotonic()
+            # An answer may be lost, as when the manager is restarted.
+            waits = self._asked is not None and not self._asked.done()
+            if waits and now_s - self._asked_s < _ANSWER_S:
                 return
+            self._asked_s = now_s
             self._asked = self._lister.call_async(self._list_type.Request())
         self._asked.add_done_callback(self._answered)
 
@@ -76,12 +86,18 @@ class Controllers:
 
     def _take(self, answer: Any) -> None:
         if answer is not None:
+            self._heard_s = time.monotonic()
             self.states = {each.name: each.state for each in answer.controller}
 
     def fault(self) -> str | None:
         """Why the wanted controller does not drive the arm; None where it does, or nothing has
         been heard."""
-        if not self.states or self.states.get(self.wanted) == "active":
+        if self._heard_s is None:
+            return None
+        silent_s = time.monotonic() - self._heard_s
+        if silent_s > SILENT_S:
+            return f"the controller manager has not answered for {silent_s:.1f} s"
+        if self.states.get(self.wanted) == "active":
             return None
         state = self.states.get(self.wanted)
         others = [name for name in MOVING if self.states.get(name) == "active"]

@@ -20,10 +20,10 @@ from robot_rl.interfaces import ArmStatus, Array, Clock, JointSetpoints, JointSt
 from robot_rl.kinematics import Kinematics, quat_from_rotation
 from robot_rl.ros.runtime import DEFAULT, action, action_client, message, native, wait_for
 from robot_rl.specs import RobotSpec
+from robot_rl_drivers.following import Following
 from robot_rl_drivers.franka.controllers import CARTESIAN, JOINT, Controllers
 from robot_rl_drivers.franka.description import Description
 from robot_rl_drivers.franka.robot_state import USER_STOPPED, check_arm, fault_of
-from robot_rl_drivers.franka.tail import send_the_rest
 from robot_rl_drivers.franka.topics import (
     JOINT_STATE_TYPE,
     JointStates,
@@ -37,9 +37,11 @@ MODES = {"joint": JOINT, "cartesian": CARTESIAN}
 """Which controller follows the set-points in which mode."""
 
 BASE_FRAME = "base"
+RATE_HZ = (20.0, 500.0)
 _TARGETS = {"joint": ("target_joint",), "cartesian": ("target_pose", "target_joint")}
 _STATE_AGE_S = 0.5
 _REPORT_AGE_S = 1.0
+_FRESH_S = 0.1
 _WATCH_S = 0.25
 _SUCCEEDED = 4
 _AT_REST_RAD_S = 0.05
@@ -91,8 +93,8 @@ class FrankaArm:
             raise unknown_name("mode", mode, MODES)
         if controllers not in ("auto", "manual"):
             raise unknown_name("controllers", controllers, ("auto", "manual"))
-        if not 20.0 <= rate_hz <= 500.0:
-            raise InvalidInputError(f"rate_hz is {rate_hz:g}, should be in [20, 500]")
+        if not RATE_HZ[0] <= rate_hz <= RATE_HZ[1]:
+            raise InvalidInputError(f"rate_hz is {rate_hz:g}, should be in {list(RATE_HZ)}")
         self.spec = spec
         self.period_s = 1.0 / rate_hz
         self.mode = mode
@@ -104,6 +106,7 @@ class FrankaArm:
         self._lock = threading.RLock()
         self._stopped: str | None = None
         self._streamer: SetpointStreamer | None = None
+        self._following = Following()
         self.states = JointStates(node, "joint_states", self._names, clock)
         self.reports = RobotStates(node, clock, self._stop)
         self.tool = ToolPose(node, clock)
@@ -208,9 +211,11 @@ class FrankaArm:
 
     def command(self, setpoints: JointSetpoints) -> JointSetpoints:
         """See :meth:`robot_rl.interfaces.Arm.command`."""
-        fault = self.status().fault
-        if fault is not None:
-            raise SafetyError(f"the arm takes no commands: {fault}")
+        # A stop that replaces rows which would go out anyway is never worse than they are.
+        if not (setpoints.stop and self._stream().pending()):
+            fault = self.status().fault
+            if fault is not None:
+                raise SafetyError(f"the arm takes no commands: {fault}")
         return self._stream().command(setpoints)
 
     def status(self) -> ArmStatus:
@@ -261,6 +266,7 @@ class FrankaArm:
             raise SafetyError(f"not recovered: {error}") from None
         with self._lock:
             self._stopped = None
+            self._following.clear()
             self._stream().clear()
         fault = self._fault()
         if fault is not None:
@@ -362,7 +368,8 @@ class FrankaArm:
                 self._streamer.stop(reason)
 
     def _look_round(self) -> None:
-        wrong = self._crowd() or self.controllers.fault()
+        self._compare(None)
+        wrong = self._crowd() or self.controllers.fault() or self._following.fault()
         if wrong is not None:
             self._stop(wrong)
         self.controllers.ask()
@@ -375,6 +382,15 @@ class FrankaArm:
                         "controller ignores it")
         return None
 
+    def _compare(self, target_rad: Array | None) -> None:
+        """Note where the arm is sent to (None: as before), and where it is."""
+        try:
+            measured = self.states.get(_FRESH_S).position_rad
+        except StaleDataError:
+            self._following.clear()
+        else:
+            self._following.note(self._clock.now_s(), target_rad, measured)
+
     def _publish(self, row: Row) -> None:
         stamp = self._node.get_clock().now().to_msg()
         joint = self._joint_state()
@@ -386,6 +402,7 @@ class FrankaArm:
         if "target_pose" in self._publishers:
             self._publishers["target_pose"].publish(self._pose(row.position_rad, stamp))
         self._publishers["target_joint"].publish(joint)
+        self._compare(row.position_rad)
 
     def _pose(self, position_rad: Array, stamp: Any) -> Any:
         tool = self._kinematics.forward(position_rad)
@@ -404,7 +421,7 @@ class FrankaArm:
         timer = getattr(self, "_timer", None)
         if timer is not None:
             timer.cancel()
-        streamer, self._streamer = self._streamer, None
+        streamer = self._streamer
         if streamer is not None:
-            send_the_rest(streamer)
             streamer.close()
+            self._streamer = None

@@ -40,11 +40,12 @@ from robot_rl_drivers.franka.robot_state import (
     errors_of,
     fault_of,
 )
-from robot_rl_drivers.franka.tail import send_the_rest
 from robot_rl_drivers.streaming import Row, SetpointStreamer
 
 STIFFNESS_NM_RAD = (600.0, 600.0, 600.0, 600.0, 250.0, 150.0, 50.0)
 """Default stiffness of the joints, of the size Franka's own examples use."""
+MOST_STIFFNESS_NM_RAD = 2000.0
+RATE_HZ = (50.0, 1000.0)
 
 _MODES = {
     "Other": OTHER, "Idle": IDLE, "Move": MOVE, "Guiding": GUIDING, "Reflex": REFLEX,
@@ -142,12 +143,15 @@ class FrankyArm:
         max_gap_s: float | None = None,
     ) -> None:
         check_arm(spec)
-        if not 50.0 <= rate_hz <= 1000.0:
-            raise InvalidInputError(f"rate_hz is {rate_hz:g}, should be in [50, 1000]")
+        if not RATE_HZ[0] <= rate_hz <= RATE_HZ[1]:
+            raise InvalidInputError(f"rate_hz is {rate_hz:g}, should be in {list(RATE_HZ)}")
         self._stiffness = np.array(stiffness_nm_rad, dtype=np.float64)
-        if self._stiffness.shape != (7,) or not (0.0 < self._stiffness).all():
+        if self._stiffness.shape != (7,) or not (
+            (0.0 < self._stiffness) & (self._stiffness <= MOST_STIFFNESS_NM_RAD)
+        ).all():
             raise InvalidInputError(
-                f"stiffness is {stiffness_nm_rad}, should be 7 positive numbers [N m/rad]"
+                f"stiffness is {stiffness_nm_rad}, should be 7 positive numbers, at most "
+                f"{MOST_STIFFNESS_NM_RAD:g} [N m/rad]"
             )
         self.spec = spec
         self.period_s = 1.0 / rate_hz
@@ -268,6 +272,9 @@ class FrankyArm:
 
     def command(self, setpoints: JointSetpoints) -> JointSetpoints:
         """See :meth:`robot_rl.interfaces.Arm.command`; the first command takes control."""
+        # A stop that replaces rows which would go out anyway is never worse than they are.
+        if setpoints.stop and self._streamer.pending():
+            return self._streamer.command(setpoints)
         fault = self.status().fault
         if fault is not None:
             raise SafetyError(f"the arm takes no commands: {fault}")
@@ -417,10 +424,9 @@ class FrankyArm:
         """Send what is left, which ends at rest, and let go of the robot. Idempotent."""
         if self._closing.is_set():
             return
-        send_the_rest(self._streamer)
+        self._streamer.close()
         self._closing.set()
         self._thread.join(timeout=2.0)
-        self._streamer.close()
         with self._lock:
             if self._motion is not None:
                 self._end_control()
@@ -508,7 +514,7 @@ class FrankyGripper(NewestOpening):
         Raises:
             SafetyError: it failed.
         """
-        self._forget()
+        self.halt()
         try:
             if not self._gripper.homing():
                 raise SafetyError("the gripper's homing failed")
@@ -517,7 +523,7 @@ class FrankyGripper(NewestOpening):
 
     def stop(self) -> None:
         """Stop the fingers where they are."""
-        self._forget()
+        self.halt()
         with contextlib.suppress(self._franky.Exception):
             self._gripper.stop()
 

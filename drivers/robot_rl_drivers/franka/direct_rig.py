@@ -5,16 +5,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from robot_rl.errors import InvalidInputError, StaleDataError, unknown_name
 from robot_rl.interfaces import BodyState, Gripper, ObjectTracker, Rig, RigRequest
 from robot_rl.ros.runtime import Spinner, destroy, make_node
 from robot_rl.safety.cameras import camera_watches
+from robot_rl.safety.latch import resolved
 from robot_rl.sensors import BiasedForceSensor, MountedWrench
 from robot_rl_drivers.cameras import make_cameras
 from robot_rl_drivers.clock import MonotonicClock
 from robot_rl_drivers.franka.direct import (
+    MOST_STIFFNESS_NM_RAD,
+    RATE_HZ,
     STIFFNESS_NM_RAD,
     FrankyArm,
     FrankyGripper,
@@ -22,9 +26,10 @@ from robot_rl_drivers.franka.direct import (
     load_franky,
 )
 from robot_rl_drivers.franka.gripper import NoGripper
-from robot_rl_drivers.franka.rig import FrankaRig, number, read_domain, read_options
+from robot_rl_drivers.franka.rig import FrankaRig, read_domain, read_gap, read_options
 from robot_rl_drivers.franka.robot_state import check_arm
 from robot_rl_drivers.franka.transport import subscriber
+from robot_rl_drivers.options import number, numbers
 from robot_rl_drivers.ros_tracker import RosTracker
 from robot_rl_drivers.sensors.factory import make_force, make_sensors, sensor_options
 
@@ -46,6 +51,8 @@ OPTIONS: Mapping[str, str] = {
 
 _CHOICES = {"realtime": ("enforce", "ignore"), "gripper": ("franka", "none"),
             "tracker": ("none", "ros2")}
+# Below, gravity and friction that the model has not got stop the arm; above, nothing does.
+_THRESHOLD_NM, _THRESHOLD_N = (1.0, 100.0), (1.0, 100.0)
 
 
 class NoTracker:
@@ -73,27 +80,53 @@ def make_rig(request: RigRequest) -> Rig:
             raise unknown_name(key, options[key], choices)
     if not options["robot_ip"]:
         raise InvalidInputError("the robot's address is missing: --rig robot_ip=172.16.0.2")
+    settings = _settings(options)
     franky = load_franky()
     with contextlib.ExitStack() as undo:
-        rig = _assemble(request, options, franky, undo)
-        rig.address = f"franka:{options['robot_ip']}"
+        rig = _assemble(request, options, settings, franky, undo)
+        rig.address = f"franka:{resolved(options['robot_ip'])}"
         rig.connection = undo.pop_all()
     return rig
 
 
+@dataclass(frozen=True)
+class _Settings:
+    """The options that are numbers."""
+
+    rate_hz: float
+    max_gap_s: float | None
+    torque_threshold_nm: float
+    force_threshold_n: float
+    stiffness_nm_rad: list[float]
+    domain_id: int
+
+
+def _settings(options: Mapping[str, str]) -> _Settings:
+    rate_hz = number(options, "rate_hz", *RATE_HZ)
+    return _Settings(
+        rate_hz,
+        read_gap(options, rate_hz),
+        number(options, "torque_threshold_nm", *_THRESHOLD_NM, "N m"),
+        number(options, "force_threshold_n", *_THRESHOLD_N, "N"),
+        numbers(options, "stiffness", 7, 1.0, MOST_STIFFNESS_NM_RAD, "N m/rad"),
+        read_domain(options["domain_id"]),
+    )
+
+
 def _assemble(
-    request: RigRequest, options: Mapping[str, str], franky: Any, undo: contextlib.ExitStack
+    request: RigRequest, options: Mapping[str, str], settings: _Settings, franky: Any,
+    undo: contextlib.ExitStack,
 ) -> FrankaRig:
     clock = MonotonicClock()
     robot = connect(
         franky, options["robot_ip"], realtime=options["realtime"],
-        torque_threshold_nm=number(options, "torque_threshold_nm"),
-        force_threshold_n=number(options, "force_threshold_n"),
+        torque_threshold_nm=settings.torque_threshold_nm,
+        force_threshold_n=settings.force_threshold_n,
     )
     arm = FrankyArm(
         request.robot, robot, franky, clock,
-        rate_hz=number(options, "rate_hz"), stiffness_nm_rad=_stiffness(options["stiffness"]),
-        max_gap_s=number(options, "max_gap_s") if options["max_gap_s"] else None,
+        rate_hz=settings.rate_hz, stiffness_nm_rad=settings.stiffness_nm_rad,
+        max_gap_s=settings.max_gap_s,
     )
     undo.callback(arm.close)
     gripper: Gripper = NoGripper()
@@ -105,7 +138,7 @@ def _assemble(
     tracker: ObjectTracker = NoTracker()
     subscribe = None
     if options["tracker"] == "ros2":
-        node = make_node("robot_rl", domain_id=read_domain(options["domain_id"]),
+        node = make_node("robot_rl", domain_id=settings.domain_id,
                          network=options["network"])
         undo.callback(destroy, node)
         spinner = Spinner(node)
@@ -136,13 +169,4 @@ def _hand(franky: Any, robot_ip: str) -> Any:
         why = " ".join(str(error).split())
         raise StaleDataError(
             f"no Franka hand answers at {robot_ip}: {why}; --rig gripper=none does without"
-        ) from None
-
-
-def _stiffness(text: str) -> list[float]:
-    try:
-        return [float(word) for word in text.split(",")]
-    except ValueError:
-        raise InvalidInputError(
-            f"rig option stiffness is {text!r}, should be 7 numbers with commas [N m/rad]"
         ) from None

@@ -85,8 +85,9 @@ class NewestOpening:
                 self._wake.notify_all()
         return sent
 
-    def _forget(self) -> None:
-        """Want nothing any more; the next command is sent whatever it is."""
+    def halt(self) -> None:
+        """Forget an opening that waits to be sent; the next command is sent whatever it is. The
+        fingers stay as they are, or go on to where they were sent."""
         with self._wake:
             self._wanted = self._last = None
 
@@ -217,7 +218,7 @@ class FrankaGripper(NewestOpening):
         Raises:
             SafetyError: they could not be stopped.
         """
-        self._forget()
+        self.halt()
         answer = wait_for(self._stopper.call_async(self._trigger.Request()), _ANSWER_S,
                           "the gripper's service stop")
         if not answer.success:

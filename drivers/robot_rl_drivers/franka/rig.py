@@ -14,13 +14,15 @@ from robot_rl.safety.cameras import camera_watches
 from robot_rl.sensors import BiasedForceSensor, MountedWrench
 from robot_rl_drivers.cameras import make_cameras
 from robot_rl_drivers.clock import MonotonicClock
-from robot_rl_drivers.franka.crisp import FrankaArm
+from robot_rl_drivers.franka.crisp import RATE_HZ, FrankaArm
 from robot_rl_drivers.franka.gripper import KINDS, FrankaGripper, NoGripper
 from robot_rl_drivers.franka.robot_state import check_arm
 from robot_rl_drivers.franka.topics import RobotStates, joint_names
 from robot_rl_drivers.franka.transport import subscriber
+from robot_rl_drivers.options import number
 from robot_rl_drivers.ros_tracker import RosTracker
 from robot_rl_drivers.sensors.factory import make_force, make_sensors, sensor_options
+from robot_rl_drivers.streaming import LONGEST_GAP_S
 
 OPTIONS: Mapping[str, str] = {
     "namespace": "",
@@ -53,14 +55,11 @@ def read_options(
     return {**known, **given}
 
 
-def number(options: Mapping[str, str], key: str) -> float:
-    """An option as a number."""
-    try:
-        return float(options[key])
-    except ValueError:
-        raise InvalidInputError(
-            f"rig option {key} is {options[key]!r}, should be a number"
-        ) from None
+def read_gap(options: Mapping[str, str], rate_hz: float) -> float | None:
+    """The option ``max_gap_s``, None where it is left to the driver."""
+    if not options["max_gap_s"]:
+        return None
+    return number(options, "max_gap_s", 1.0 / rate_hz, LONGEST_GAP_S, "s")
 
 
 def make_rig(request: RigRequest) -> Rig:
@@ -77,6 +76,9 @@ def make_rig(request: RigRequest) -> Rig:
     if options["gripper"] not in KINDS:
         raise unknown_name("gripper", options["gripper"], KINDS)
     domain_id = read_domain(options["domain_id"])
+    rate_hz = number(options, "rate_hz", *RATE_HZ)
+    gap_s = read_gap(options, rate_hz)
+    timeout_s = number(options, "timeout_s", 0.1, 120.0, "s")
     clock = MonotonicClock()
     node = make_node("robot_rl", namespace=options["namespace"], domain_id=domain_id,
                      network=options["network"])
@@ -84,7 +86,7 @@ def make_rig(request: RigRequest) -> Rig:
         undo.callback(destroy, node)
         spinner = Spinner(node)
         undo.callback(spinner.close)
-        rig = _assemble(request, options, node, clock, undo)
+        rig = _assemble(request, options, node, clock, undo, rate_hz, gap_s, timeout_s)
         rig.address = f"ros2:{domain_id}{node.get_namespace()}:{request.robot.name}"
         rig.connection = undo.pop_all()
     return rig
@@ -104,22 +106,19 @@ class FrankaRig(Rig):
 
 def read_domain(text: str) -> int:
     """The DDS domain that the option ``domain_id`` names, by default that of the environment."""
-    if text and not text.isdigit():
+    if text and not (text.isascii() and text.isdigit()):
         raise InvalidInputError(f"rig option domain_id is {text!r}, should be a whole number")
     return domain_from(int(text) if text else None)
 
 
 def _assemble(
     request: RigRequest, options: Mapping[str, str], node: Any, clock: MonotonicClock,
-    undo: contextlib.ExitStack,
+    undo: contextlib.ExitStack, rate_hz: float, gap_s: float | None, timeout_s: float,
 ) -> FrankaRig:
-    timeout_s = number(options, "timeout_s")
     arm = FrankaArm(
         request.robot, node, clock,
         mode=options["mode"], arm_prefix=options["arm_prefix"],
-        rate_hz=number(options, "rate_hz"), controllers=options["controllers"],
-        max_gap_s=number(options, "max_gap_s") if options["max_gap_s"] else None,
-        timeout_s=timeout_s,
+        rate_hz=rate_hz, controllers=options["controllers"], max_gap_s=gap_s, timeout_s=timeout_s,
     )
     undo.callback(arm.close)
     gripper: Gripper = NoGripper()

@@ -15,6 +15,7 @@ from robot_rl.kinematics import rotation_from_quat, rotation_vector
 from robot_rl.ros.runtime import QoS, message, native
 from robot_rl.specs import RobotSpec
 from robot_rl_drivers.franka.robot_state import errors_of, fault_of
+from robot_rl_drivers.joint_messages import Stamps, joint_values
 
 STREAM = QoS(depth=1, reliable=False)
 """For states at up to 1 kHz: best effort, and only the newest sample is read."""
@@ -44,24 +45,11 @@ def _prefixed(name: str, arm_prefix: str) -> str:
     return f"{arm_prefix.rstrip('_')}_{name}" if arm_prefix else name
 
 
-def pick(names: list[str], wanted: list[str], values: Any) -> Array | None:
-    """``values`` of the ``wanted`` joints; None where the message holds none.
-
-    Raises:
-        KeyError: a wanted joint is not among ``names``.
-    """
-    places = {name: i for i, name in enumerate(names)}
-    index = [places[name] for name in wanted]
-    if not len(values):
-        return None
-    return np.asarray(values, dtype=np.float64)[index]
-
-
 class JointStates:
     """The newest joint_states of the wanted joints.
 
     Ages count from the arrival here. A message whose stamp does not advance repeats an old
-    measurement and does not count as new.
+    measurement and does not count as new; one that is malformed is a fault.
     """
 
     def __init__(self, node: Any, topic: str, names: list[str], clock: Clock) -> None:
@@ -70,7 +58,7 @@ class JointStates:
         self._clock = clock
         self._lock = threading.Lock()
         self._held: JointState | None = None
-        self._stamp: tuple[int, int] | None = None
+        self._stamps = Stamps()
         self._blame = "nothing has arrived"
         self.fault: str | None = None
         self.subscription = node.create_subscription(
@@ -80,27 +68,23 @@ class JointStates:
     def _receive(self, state: Any) -> None:
         now_s = self._clock.now_s()
         try:
-            position = pick(state.name, self._names, state.position)
-            velocity = pick(state.name, self._names, state.velocity)
-            effort = pick(state.name, self._names, state.effort)
-        except (KeyError, IndexError):
+            values = joint_values(state, self._names)
+        except ValueError as error:
+            self.fault = self._blame = f"{self.topic} {error}"
+            return
+        if values is None:
             # Other joints' states may come on the same topic.
             if self._held is None:
                 self._blame = f"its joints are {', '.join(state.name)}"
             return
-        if position is None:
-            self._blame = "it has no positions"
-            return
-        velocity = np.zeros(len(position)) if velocity is None else velocity
+        position, velocity, effort = values
         if not (np.isfinite(position).all() and np.isfinite(velocity).all()):
             self.fault = self._blame = f"{self.topic} has a value that is not finite"
             return
         with self._lock:
-            stamp = stamp_of(state.header)
-            if stamp == self._stamp:
-                self._blame = "its stamps stand still"
+            if not self._stamps.is_new(stamp_of(state.header)):
+                self._blame = "its stamps stand still or go back"
                 return
-            self._stamp = stamp
             self.fault = None
             self._held = JointState(position, velocity, now_s, effort)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from robot_rl.errors import InvalidInputError, RobotRLError, SafetyError, StaleD
 from robot_rl.interfaces import ArmStatus, Array, Clock, JointSetpoints, JointState
 from robot_rl.ros.ros1 import Ros1Session
 from robot_rl.specs import RobotSpec
+from robot_rl_drivers.following import Following
 from robot_rl_drivers.sawyer.modes import check_mode, joint_command
 from robot_rl_drivers.sawyer.state import LIMB, STALE_S, Joints, SawyerState
 from robot_rl_drivers.streaming import Row, SetpointStreamer
@@ -21,11 +23,14 @@ LEAD_ROWS = 3
 DEFAULT_TIMEOUT_S = 0.17
 """What the robot is told: without a command for this long it leaves the mode and holds. With its
 own 0.2 s it could take a little longer than that to notice a commander that died."""
+LONGEST_TIMEOUT_S = 0.2
+"""In trajectory mode the robot goes on with the last row until then: no box ends that."""
 MAX_GAP_S = 0.05
 MOVED_RAD = 0.15
 """An arm that is further than this from where it is told to stay was moved by somebody."""
 _FIRST_S = 5.0
-_RESET_S, _ENABLE_S = 3.0, 10.0
+_RESET_S, _ENABLE_S, _CLAIM_S = 3.0, 10.0, 0.5
+TOPIC = f"{LIMB}/joint_command"
 _ASK_S = 0.05
 _PRESSED = 1
 
@@ -46,7 +51,8 @@ class SawyerArm:
 
     Args:
         mode: ``trajectory``, ``position`` or ``velocity``, see :mod:`.modes`.
-        command_timeout_s: after how long without a command the robot gives up [s].
+        command_timeout_s: after how long without a command the robot gives up [s], at most
+            :data:`LONGEST_TIMEOUT_S`.
         max_gap_s: how late a row may be [s]; 0.05 s by default. In trajectory mode the robot goes
             on with the last row's velocity meanwhile, and jumps back when the next one comes.
         recover_hooks: called at the end of :meth:`recover`, e.g. the gripper's.
@@ -63,9 +69,10 @@ class SawyerArm:
         max_gap_s: float | None = None,
         recover_hooks: tuple[Callable[[], None], ...] = (),
     ) -> None:
-        if not 4.0 * PERIOD_S <= command_timeout_s <= 1.0:
+        if not 4.0 * PERIOD_S <= command_timeout_s <= LONGEST_TIMEOUT_S:
             raise InvalidInputError(
-                f"command_timeout_s is {command_timeout_s}, should be in [{4.0 * PERIOD_S}, 1]"
+                f"command_timeout_s is {command_timeout_s}, should be in [{4.0 * PERIOD_S}, "
+                f"{LONGEST_TIMEOUT_S}]"
             )
         gap_s = min(MAX_GAP_S, 0.5 * command_timeout_s) if max_gap_s is None else max_gap_s
         if not PERIOD_S <= gap_s < command_timeout_s:
@@ -78,23 +85,23 @@ class SawyerArm:
         self.lead_rows = LEAD_ROWS
         self.mode = check_mode(mode)
         self._session = session
+        self._lock = threading.Lock()
         self._clock = clock
         self._hooks = recover_hooks
+        self._following = Following()
+        self._target: Array | None = None
+        self._reading: Array | None = None
         self._timeout_s = command_timeout_s
         publish = session.publisher
-        # Sent by the streamer's own thread: one of rospy's gets less time on a busy machine, and
-        # drops rows, so that the set-points would jump.
-        self._command = publish(
-            f"{LIMB}/joint_command", "intera_core_msgs/JointCommand", queue=None)
-        self._timeout = publish(f"{LIMB}/joint_command_timeout", "std_msgs/Float64", latch=True)
-        self._ratio = publish(f"{LIMB}/set_speed_ratio", "std_msgs/Float64", latch=True)
+        self._command: Any = None
+        self._timeout: Any = None
+        self._ratio: Any = None
         self._enable = publish("/robot/set_super_enable", "std_msgs/Bool")
         self._reset = publish("/robot/set_super_reset", "std_msgs/Empty")
         self._streamer = SetpointStreamer(
             len(spec.joints), PERIOD_S, self._send, max_gap_s=gap_s, repeat=True
         )
         self._state = SawyerState(session, spec, clock, self._streamer.stop, self._on_joints)
-        self._configure()
 
     def wait(self, timeout_s: float = _FIRST_S) -> None:
         """Return when the robot was heard, and listens.
@@ -120,7 +127,7 @@ class SawyerArm:
         ):
             if not seen:
                 return f"nothing has come on {topic}"
-        return "" if self._command.peers() else f"nobody listens to {self._command.topic}"
+        return "" if self._session.listeners(TOPIC) else f"nobody listens to {TOPIC}"
 
     # -- Arm ----------------------------------------------------------------------------------
 
@@ -138,11 +145,15 @@ class SawyerArm:
 
     def command(self, setpoints: JointSetpoints) -> JointSetpoints:
         """See :class:`robot_rl.interfaces.Arm`. From rest, the first row must lie within
-        :data:`MOVED_RAD` of where the arm is."""
-        fault = self._fault()
-        if fault is not None:
-            raise SafetyError(f"the arm takes no commands: {fault}")
-        self._check_start(setpoints)
+        :data:`MOVED_RAD` of where the arm is. The first command takes the arm for this program:
+        it is refused while another one has it."""
+        # A stop that replaces rows which would go out anyway is never worse than they are.
+        if not (setpoints.stop and self._streamer.pending()):
+            fault = self._fault()
+            if fault is not None:
+                raise SafetyError(f"the arm takes no commands: {fault}")
+            self._check_start(setpoints)
+            self._claim()
         return self._streamer.command(setpoints)
 
     def status(self) -> ArmStatus:
@@ -175,10 +186,13 @@ class SawyerArm:
         fault = self._state.fault()
         if fault is not None:
             raise SafetyError(f"the arm stays in error: {fault}")
+        self._following.clear()
+        self._target = None
         self._streamer.clear()
 
     def close(self) -> None:
-        """Stop sending. The robot holds by itself when its time-out has passed."""
+        """Send what is left, which ends at rest, and stop. The robot holds by itself when its
+        time-out has passed."""
         self._streamer.close()
         self._session.close()
 
@@ -204,7 +218,7 @@ class SawyerArm:
             narrow = str(error)
         skew_s = time.time() - state.stamp_s()
         stopped = assembly is not None and assembly.stopped
-        peers = self._command.peers()
+        peers = self._session.listeners(TOPIC)
         general = state.fault()
         return [
             ("connection", fault is None, fault or f"ROS master at {self._session.master_uri}"),
@@ -215,7 +229,7 @@ class SawyerArm:
             ("limits", not narrow, narrow or "the robot's are no narrower than the description's"),
             ("clock skew", abs(skew_s) < 5.0,
              f"{skew_s:+.3f} s against the robot's clock (ages do not depend on it)"),
-            ("command topic", peers > 0, f"{peers} subscriber(s) on {self._command.topic}"),
+            ("command topic", peers > 0, f"{peers} subscriber(s) on {TOPIC}"),
             ("anything else", general is None or general in (robot, narrow, age),
              general or "no other fault"),
         ]
@@ -230,14 +244,42 @@ class SawyerArm:
     def _fault(self) -> str | None:
         return self._streamer.fault or self._session.fault() or self._state.fault()
 
+    def _claim(self) -> None:
+        """Publish what commands the arm; until the first command, others may do so."""
+        with self._lock:
+            if self._command is not None:
+                return
+            others = self._session.others(TOPIC)
+            if others is not None:
+                raise SafetyError(f"the arm takes no commands: {others}")
+            publish = self._session.publisher
+            self._timeout = publish(f"{LIMB}/joint_command_timeout", "std_msgs/Float64", latch=True)
+            self._ratio = publish(f"{LIMB}/set_speed_ratio", "std_msgs/Float64", latch=True)
+            self._configure()
+            # Sent by the streamer's own thread: one of rospy's gets less time on a busy machine,
+            # and drops rows, so that the set-points would jump.
+            command = publish(TOPIC, "intera_core_msgs/JointCommand", queue=None, alone=True)
+            end_s = time.monotonic() + _CLAIM_S
+            while not command.peers():
+                if time.monotonic() > end_s:
+                    command.close()
+                    raise SafetyError(f"nobody listens to {TOPIC}")
+                time.sleep(0.002)
+            self._command = command
+
     def _configure(self) -> None:
-        """Tell the robot of time-out and speed ratio; both topics are latched."""
+        """Tell the robot of time-out and speed ratio, where this program commands it; both topics
+        are latched."""
+        if self._timeout is None:
+            return
         self._timeout.publish(self._timeout.message(self._timeout_s))
         self._ratio.publish(self._ratio.message(1.0))
 
     def _send(self, row: Row) -> None:
         if row.repeated:
             self._state.joints(STALE_S)  # raises where it is not known where the arm stays
+            if self._session.crowd is not None:
+                raise SafetyError(self._session.crowd)
         measured: Array | None = None
         if self.mode == "velocity":
             try:
@@ -248,8 +290,21 @@ class SawyerArm:
         message.header.stamp = self._session.stamp()
         self._command.publish(message)
         self._state.sent(row.position_rad)
+        self._target = row.position_rad
+
+    def _follows(self, joints: Joints) -> None:
+        """Stop where the robot ignores its set-points. (Readings that repeat themselves exactly
+        say nothing of that: see :meth:`.state.SawyerState.frozen`.)"""
+        before, self._reading = self._reading, joints.position_rad
+        if before is None or np.array_equal(before, joints.position_rad):
+            return
+        self._following.note(joints.time_s, self._target, joints.position_rad)
+        reason = self._following.fault()
+        if reason is not None:
+            self._streamer.stop(reason)
 
     def _on_joints(self, joints: Joints) -> None:
+        self._follows(joints)
         held = self._streamer.held_rad
         if held is None:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 from robot_rl.errors import InvalidInputError, SafetyError, StaleDataError
 from robot_rl.interfaces import Clock
@@ -34,7 +35,8 @@ class SawyerGripper:
         """How far it is open, 0 to 1.
 
         Raises:
-            StaleDataError: the gripper told it longer ago than ``max_age_s``, or never.
+            StaleDataError: the gripper told it longer ago than ``max_age_s``, or never, or what it
+                told is no number.
         """
         signals, received_s = self._device.signals()
         if received_s is None or "position_response_m" not in signals:
@@ -44,7 +46,11 @@ class SawyerGripper:
             raise StaleDataError(
                 f"the gripper's state is {age_s:.3f} s old, older than the {max_age_s} s allowed"
             )
-        return min(max(float(signals["position_response_m"]) / self._stroke_m, 0.0), 1.0)
+        position_m = signals["position_response_m"]
+        wrong = _no_position(position_m)
+        if wrong is not None:
+            raise StaleDataError(wrong)
+        return min(max(float(position_m) / self._stroke_m, 0.0), 1.0)
 
     def command(self, opening: float) -> float:
         """Open to this share of the stroke, clipped to [0, 1]; returns at once what was sent."""
@@ -68,10 +74,18 @@ class SawyerGripper:
             return "the gripper reports an error"
         if not signals.get("is_calibrated", True):
             return "the gripper is not calibrated"
+        wrong = _no_position(signals.get("position_response_m", 0.0))
+        if wrong is not None:
+            return wrong
         waiting_s = self._device.unanswered_s()
         if waiting_s > _ANSWER_S:
             return f"the gripper has not acknowledged a command for {waiting_s:.1f} s"
         return None
+
+    def halt(self) -> None:
+        """Forget what it was told and has not acknowledged; the fingers stay as they are."""
+        self._device.forget()
+        self._asked_m = None
 
     def recover(self) -> None:
         """Clear an error and calibrate where needed: the fingers move. Only for an operator.
@@ -79,7 +93,7 @@ class SawyerGripper:
         Raises:
             SafetyError: it does not come round.
         """
-        self._asked_m = None
+        self.halt()
         signals, _ = self._device.signals()
         if signals.get("has_error"):
             self._device.set("reboot", "bool", True)
@@ -94,6 +108,12 @@ class SawyerGripper:
             if time.monotonic() > end_s:
                 raise SafetyError(f"the gripper's {signal} stays {not value}")
             time.sleep(0.02)
+
+
+def _no_position(value: Any) -> str | None:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return None
+    return f"the gripper reports {str(value)[:40]!r} as its position"
 
 
 class NoGripper:

@@ -10,7 +10,8 @@ from robot_rl.interfaces import Clock
 from robot_rl.ros.ros1 import Ros1Session
 
 _REPEAT_S = 0.5
-"""A command that was not acknowledged for this long is sent again [s]."""
+_REPEAT_FOR_S = 2.0
+"""A command that was not acknowledged for this long is sent again [s], and for how long [s]."""
 
 
 def signals_of(message: Any) -> dict[str, Any]:
@@ -19,7 +20,7 @@ def signals_of(message: Any) -> dict[str, Any]:
     for signal in message.signals:
         try:
             values = json.loads(signal.data)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(values, list) and values:
             found[signal.name] = values[0]
@@ -67,6 +68,11 @@ class IODevice:
         with self._lock:
             return 0.0 if self._waiting is None else self._clock.now_s() - self._asked_s
 
+    def forget(self) -> None:
+        """Send the last command no more, acknowledged or not."""
+        with self._lock:
+            self._waiting = None
+
     def _take(self, message: Any) -> None:
         now_s = self._clock.now_s()
         again = None
@@ -76,7 +82,8 @@ class IODevice:
             if self._waiting is not None:
                 if self._waiting.time in message.commands:
                     self._waiting = None
-                elif now_s - self._repeated_s > _REPEAT_S:
+                elif (now_s - self._repeated_s > _REPEAT_S
+                      and now_s - self._asked_s < _REPEAT_FOR_S):
                     self._repeated_s, again = now_s, self._waiting
         if again is not None:
             self._command.publish(again)

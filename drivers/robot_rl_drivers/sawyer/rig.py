@@ -11,10 +11,12 @@ from robot_rl.errors import InvalidInputError, StaleDataError, unknown_name
 from robot_rl.interfaces import BodyState, ForceSensor, Gripper, ObjectTracker, Rig, RigRequest
 from robot_rl.ros.ros1 import Ros1Session, default_master_uri
 from robot_rl.safety.cameras import camera_watches
+from robot_rl.safety.latch import resolved
 from robot_rl.sensors import BiasedForceSensor
 from robot_rl_drivers.clock import MonotonicClock
+from robot_rl_drivers.options import number
 from robot_rl_drivers.ros_tracker import RosTracker
-from robot_rl_drivers.sawyer.arm import DEFAULT_TIMEOUT_S, SawyerArm
+from robot_rl_drivers.sawyer.arm import DEFAULT_TIMEOUT_S, LONGEST_TIMEOUT_S, PERIOD_S, SawyerArm
 from robot_rl_drivers.sawyer.force import SawyerWrench
 from robot_rl_drivers.sawyer.gripper import NoGripper, SawyerGripper
 from robot_rl_drivers.sensors.factory import make_force, make_sensors, sensor_options
@@ -48,7 +50,7 @@ def make_rig(request: RigRequest) -> Rig:
     """Connect to a Sawyer. It is neither enabled nor moved by that.
 
     ``request.options`` are those of :data:`OPTIONS`; cameras are those of ``request.cameras``.
-    ``address`` of the rig is the master's with ``/right``.
+    ``address`` of the rig is the master's with ``/right``, the same however it was spelt.
 
     Raises:
         InvalidInputError: another robot than sawyer, or an option that cannot be used.
@@ -57,6 +59,7 @@ def make_rig(request: RigRequest) -> Rig:
         SafetyError: the robot's limits are narrower than those of its description.
     """
     options = _checked(request)
+    timeout_s, gap_s = _timing(options)
     clock = MonotonicClock()
     session = Ros1Session(options.get("master_uri"), name="robot_rl")
     opened: list[Any] = [session]
@@ -67,8 +70,8 @@ def make_rig(request: RigRequest) -> Rig:
         arm = SawyerArm(
             session, request.robot, clock,
             mode=options.get("mode", "trajectory"),
-            command_timeout_s=_number(options, "command_timeout_s") or DEFAULT_TIMEOUT_S,
-            max_gap_s=_number(options, "max_gap_s"),
+            command_timeout_s=timeout_s,
+            max_gap_s=gap_s,
             recover_hooks=(gripper.recover,),
         )
         opened.insert(0, arm)
@@ -93,7 +96,7 @@ def make_rig(request: RigRequest) -> Rig:
     watches = {"gripper": gripper.watch, **camera_watches(cameras, clock)}
     return Rig(
         arm=arm, gripper=gripper, clock=clock, tracker=tracker, cameras=cameras, force=force,
-        sensors=sensors, watches=watches, address=f"{session.master_uri}/right",
+        sensors=sensors, watches=watches, address=f"{resolved(session.master_uri)}/right",
     )
 
 
@@ -130,13 +133,14 @@ def _checked(request: RigRequest) -> Mapping[str, str]:
     return {"master_uri": default_master_uri(), **request.options}
 
 
-def _number(options: Mapping[str, str], key: str) -> float | None:
-    if key not in options:
-        return None
-    try:
-        return float(options[key])
-    except ValueError:
-        raise InvalidInputError(f"{key} is {options[key]!r}, should be a number [s]") from None
+def _timing(options: Mapping[str, str]) -> tuple[float, float | None]:
+    """``command_timeout_s``, and ``max_gap_s`` or None where it is left to the driver."""
+    timeout_s, gap_s = DEFAULT_TIMEOUT_S, None
+    if "command_timeout_s" in options:
+        timeout_s = number(options, "command_timeout_s", 4.0 * PERIOD_S, LONGEST_TIMEOUT_S, "s")
+    if "max_gap_s" in options:
+        gap_s = number(options, "max_gap_s", PERIOD_S, timeout_s, "s")
+    return timeout_s, gap_s
 
 
 def _cameras(request: RigRequest, clock: MonotonicClock) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from robot_rl.errors import SafetyError, StaleDataError
 from robot_rl.interfaces import Array, Clock, JointState
 from robot_rl.ros.ros1 import Ros1Session
 from robot_rl.specs import RobotSpec
+from robot_rl_drivers.joint_messages import Stamps, joint_values
 from robot_rl_drivers.sawyer.io_device import signals_of
 
 LIMB = "/robot/limb/right"
@@ -64,11 +65,11 @@ class SawyerState:
         self._joints: Joints | None = None
         self._missing: str | None = None
         self._stamp: tuple[int, int] | None = None
+        self._stamps = Stamps()
         self._advanced_s = 0.0
         self._changed_s = 0.0
         self._commanded: deque[tuple[float, Array]] = deque(maxlen=200)
         self._arrivals: deque[float] = deque(maxlen=200)
-        self._order: tuple[tuple[str, ...], list[int]] | None = None
         self._assembly: Any = None
         self._assembly_s = -np.inf
         self._limits: dict[str, Array] | None = None
@@ -114,28 +115,23 @@ class SawyerState:
 
     def _take_joints(self, message: Any) -> None:
         now_s = self._clock.now_s()
-        names = tuple(message.name)
-        if self._order is None or self._order[0] != names:
-            missing = [name for name in self.spec.joint_names if name not in names]
-            if missing:
-                if any(name in names for name in self.spec.joint_names):
-                    self._missing = f"/robot/joint_states has no joint {', '.join(missing)}"
-                return
-            self._order = (names, [names.index(name) for name in self.spec.joint_names])
-        order = self._order[1]
-        parts = [
-            np.array(values, dtype=np.float64)[order] if len(values) == len(names) else None
-            for values in (message.position, message.velocity, message.effort)
-        ]
-        if parts[0] is None or parts[1] is None:
-            self._missing = "/robot/joint_states has fewer positions or velocities than names"
+        try:
+            values = joint_values(message, self.spec.joint_names)
+        except ValueError as error:
+            self._missing = f"/robot/joint_states {error}"
             return
-        joints = Joints(parts[0], parts[1], parts[2], now_s)
+        if values is None:
+            return
+        joints = Joints(*values, now_s)
         stamp = (message.header.stamp.secs, message.header.stamp.nsecs)
         with self._lock:
-            if stamp != self._stamp:
-                self._advanced_s = now_s
             before = self._joints
+            if self._stamps.is_new(stamp):
+                self._advanced_s = now_s
+            elif before is None or stamp != self._stamp:
+                return  # it came late, or is somebody else's
+            else:
+                joints = replace(before, time_s=now_s)
             if before is None or not np.array_equal(before.position_rad, joints.position_rad):
                 self._changed_s = now_s
             self._stamp, self._joints, self._missing = stamp, joints, None

@@ -107,8 +107,12 @@ def _make(
     if kind == "serial" and rest:
         port, *pairs = rest.split(",")
         numbers = _numbers(name, pairs)
-        baud = int(numbers.pop("baud", 115200))
-        return SerialSensor(name, unit, port, clock, baud=baud, **numbers)
+        baud = numbers.pop("baud", 115200.0)
+        if not (1.0 <= baud <= 4e6 and baud == int(baud)):
+            raise InvalidInputError(
+                f"sensor {name!r}: baud is {baud:g}, should be a whole number in [1, 4000000]"
+            )
+        return SerialSensor(name, unit, port, clock, baud=int(baud), **numbers)
     raise unknown_name(f"source of the sensor {name!r}", source,
                        ("topic", "topic:/NAME", "serial:PORT", "none"))
 
@@ -116,11 +120,13 @@ def _make(
 def _numbers(
     name: str, pairs: list[str], known: tuple[str, ...] = _SERIAL_NUMBERS
 ) -> dict[str, float]:
-    found = {}
+    found: dict[str, float] = {}
     for pair in pairs:
         key, _, value = pair.partition("=")
         if key not in known:
             raise unknown_name(f"setting of the sensor {name!r}", key, known)
+        if key in found:
+            raise InvalidInputError(f"sensor {name!r}: {key} is given twice")
         try:
             found[key] = float(value)
         except ValueError:

@@ -44,11 +44,15 @@ MOVES: dict[str, tuple[int, float]] = {
     "up": (0, 1.0), "down": (0, -1.0), "left": (1, 1.0), "right": (1, -1.0),
 }
 EVENTS = {" ": STOP, "g": GRIP, "\n": ACCEPT, "\r": ACCEPT, "\x7f": REJECT, "\x08": REJECT,
-          "R": REARM, "\x04": QUIT}
+          "\x04": QUIT}
 HELP = (
     "keyboard: w/s/a/d or arrows move, q/e up and down, z/c turn, with shift slowly; g gripper, "
-    "Enter accept, Backspace reject, space stop, R re-arm, Ctrl-D quit"
+    "Enter accept, Backspace reject, space stop, {rearm}Ctrl-D quit"
 )
+# One capital letter is easily typed by mistake.
+_REARM_KEY, _REARM_S = "R", 1.0
+# More than so many different keys at once were not typed but pasted.
+_AT_ONCE = 8
 # With shift a key moves at a quarter of the speed.
 SLOW = 0.25
 _ARROWS = {"A": "up", "B": "down", "C": "right", "D": "left"}
@@ -57,8 +61,7 @@ _ARROWS = {"A": "up", "B": "down", "C": "right", "D": "left"}
 _INPUT_EVENT = struct.Struct("llHHi")
 _EV_SYN, _EV_KEY, _SYN_DROPPED = 0, 1, 3
 _CODES = {17: "w", 31: "s", 30: "a", 32: "d", 16: "q", 18: "e", 44: "z", 46: "c", 103: "up",
-          108: "down", 105: "left", 106: "right", 57: " ", 34: "g", 28: "\n", 14: "\x7f",
-          19: "r"}
+          108: "down", 105: "left", 106: "right", 57: " ", 34: "g", 28: "\n", 14: "\x7f"}
 _SHIFTS, _CTRLS, _CODE_D = (42, 54), (29, 97), 32
 
 
@@ -116,9 +119,10 @@ class TerminalKeys:
     """The keys of a terminal, given one by one and not shown."""
 
     name = "keyboard"
-    help = HELP
+    help = HELP.format(rearm="R twice re-arm, ")
 
     def __init__(self, options: KeyboardOptions, file: int | None = None) -> None:
+        self._rearm_s = -np.inf
         self._options = options
         self._given = file
         self._file = -1
@@ -145,13 +149,28 @@ class TerminalKeys:
 
     def poll(self, now_s: float) -> Push:
         events = []
-        for key in self._keys():
-            if key.lower() in MOVES and key not in EVENTS:
+        keys = self._keys()
+        if len(keys) > _AT_ONCE and len(set(keys)) > 1:
+            keys = [key for key in keys if EVENTS.get(key) == STOP]
+        if keys and set(keys) != {_REARM_KEY}:
+            self._rearm_s = -np.inf
+        for key in keys:
+            if key == _REARM_KEY:
+                events += self._second(now_s, len(set(keys)) == 1)
+            elif key.lower() in MOVES and key not in EVENTS:
                 self._held.until_s[key] = now_s + self._options.release_s
             elif key in EVENTS:
                 events.append(EVENTS[key])
         way, turn = self._held.push(now_s)
         return Push(way, turn, self._held.any(now_s), tuple(events))
+
+    def _second(self, now_s: float, alone: bool) -> list[str]:
+        """A re-arm, where this key came a second time and by itself."""
+        if not alone:
+            return []
+        again = now_s - self._rearm_s <= _REARM_S
+        self._rearm_s = -np.inf if again else now_s
+        return [REARM] if again else []
 
     def forget(self) -> None:
         self._held = _Held()
@@ -202,11 +221,11 @@ class TerminalKeys:
 class EventKeys:
     """The keys of a keyboard as Linux's input device says them, pressed and let go.
 
-    It hears them whichever window is in front.
+    It hears them whichever window is in front, so that none of them re-arms.
     """
 
     name = "keyboard"
-    help = HELP
+    help = HELP.format(rearm="")
 
     def __init__(self, options: KeyboardOptions) -> None:
         self._path = options.events
