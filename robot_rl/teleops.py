@@ -158,9 +158,11 @@ class Operator:
             if event == "stop":
                 # Who asked to re-arm before did not know of this stop.
                 self._drop_rearm()
-            self._events.append(event)
             if event == "stop":
+                # What was pressed before it must not release it.
+                self._events = [one for one in self._events if one != "rearm"]
                 self._stop = self.problem or STOPPED
+            self._events.append(event)
 
 
 def _close(teleop: Teleop) -> None:

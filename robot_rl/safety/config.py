@@ -23,7 +23,8 @@ class SafetyConfig:
     default heading (pi: all round). The fractions are shares of the maker's limits of each joint;
     ``ramp_s`` is the least time in which an acceleration builds up, which bounds the jerk further.
     ``leash_m`` plus the length of one command bounds how far the set-point may run ahead of the
-    measured tool, so that an arm that is blocked does not store up a jump.
+    measured tool, so that an arm that is blocked does not store up a jump; what the arm is still to
+    be sent does not count, up to ``leash_m`` again.
 
     The arm is held when its state is older than ``max_state_age_s``, when no command came for
     ``silence_s`` after the last one was done, or when the world pushes the tool by more than

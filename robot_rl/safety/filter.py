@@ -80,8 +80,7 @@ class SafetyFilter:
         self._watches: dict[str, Callable[[], str | None]] = {}
         if latch is not None:
             latch.check()
-            # What holds another program on the same arm holds this one.
-            self.add_watch("latch", latch.reason)
+            self.add_watch("a hold of another program on this arm", latch.reason)
         self._lock = threading.RLock()
         forced = math.inf if latch is None else _FORCE_N
         self._max_force_n = forced if config.max_force_n is None else config.max_force_n
@@ -213,11 +212,8 @@ class SafetyFilter:
         self._measured_at_s = state.stamp_s
 
     def reset(self, *, placed: bool = False) -> None:
-        """For the start of an episode: :meth:`sync`, and counters to zero.
-
-        Raises:
-            SafetyError: the arm is held; only :meth:`rearm` releases it. Or it is moving.
-        """
+        """For the start of an episode: :meth:`sync`, and counters to zero. Raises as it does, and
+        SafetyError where the arm is held."""
         self.check_released()
         self.sync(placed=placed)
         self.counters = SafetyCounters()
@@ -307,7 +303,7 @@ class SafetyFilter:
         plan = self._plan
         assert plan is not None
         to_come = math.dist(self._reached[:3, 3], plan.tool(self._row(plan, 0)))
-        leash = self.config.leash_m + reach + to_come
+        leash = self.config.leash_m + reach + min(to_come, self.config.leash_m)
         if distance > leash:
             target = self._measured_tool + lead * (leash / distance)
         return target
@@ -598,6 +594,5 @@ class SafetyFilter:
         return None
 
     def _push(self) -> str | None:
-        if self._force is None or self._max_force_n == math.inf:
-            return None
-        return pushed(self._force, self._max_force_n, self.config.max_state_age_s)
+        most, age = self._max_force_n, self.config.max_state_age_s
+        return None if self._force is None or most == math.inf else pushed(self._force, most, age)

@@ -449,8 +449,10 @@ class Session:
             return
         self.operator.forget_rearm()
         self.say(f"the arm is held ({why}); look at it, then re-arm, or quit")
+        # A re-arm from before this was said is none.
+        asked = [event for event in self.operator.events() if event == "quit"]
         while safety.held is not None and not self.flag.stop:
-            for event in self.operator.events():
+            for event in (*asked, *self.operator.events()):
                 if event == "quit":
                     self.tally.stopped = f"the arm is held ({why})"
                     return

@@ -128,7 +128,7 @@ class Drive:
         for event in self.operator.events():
             if event == "stop":
                 self._hold(self.operator.problem or STOPPED)
-            elif event == "rearm":
+            elif event == "rearm" and self.world.safety.held is not None:
                 try:
                     self.operator.release()
                     self.world.safety.rearm()

@@ -220,9 +220,8 @@ def test_a_person_drives_stops_re_arms_and_quits():
         person.wait_for("tool x +0.1", keys=b"w")
         person.press(b" ")
         person.wait_for("HELD: the operator stopped the arm")
-        person.press(b"RR")
         person.seen = ""
-        person.wait_for("box free\r")  # the line ends there: it is not held
+        person.wait_for("box free\r", keys=b"R")  # the line ends there: it is not held
         person.press(b"\x04")
         assert person.leave() == 0
     finally:

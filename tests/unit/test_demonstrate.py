@@ -398,9 +398,9 @@ def test_an_interrupt_keeps_what_was_accepted_and_the_running_one_apart(tmp_path
 def test_a_recording_is_gone_on_with_and_its_goals_are_new(tmp_path):
     out = tmp_path / "demos"
     push = EnvChoice(task="Push")
-    run(out, "scripted", push, episodes=3, quality=0.2)
+    run(out, "scripted", push, episodes=3, quality=0.5)
     apart = summarize(out)["apart"].get("rejected", 0)
-    values = run(out, "scripted", push, episodes=3, quality=0.2, append=True)
+    values = run(out, "scripted", push, episodes=3, quality=0.5, append=True)
     assert values["rejected_path"] == str(out / "rejected")
     assert values["accepted"] == 3 and values["episodes"] == 6
     log = open_log(out)

@@ -113,16 +113,15 @@ class Bench:
     def _reaches(self, tool_m: Array) -> bool:
         if np.abs(self.motion.clip(tool_m) - tool_m).max() > 1e-9:
             return False
-        # By small steps from above the middle, as the tool gets there: another posture that reaches
-        # it as well would be no use.
+        # By steps, as the tool gets there: another posture that reaches it would be no use.
         kinematics = self.safety.kinematics
         pose = np.diag([1.0, -1.0, -1.0, 1.0])
         pose[:3, 3] = tool_m + np.array(self.rig.arm.spec.workspace_origin_m)
-        q = np.array(self.rig.arm.spec.home_rad)
-        for _ in range(_REACH_STEPS):
-            q, error = kinematics.step(q, pose, damping=0.01)
-            if float(error @ error) < _REACH_ERROR**2:
-                return True
+        for q in (self.safety.setpoint_rad, np.array(self.rig.arm.spec.home_rad)):
+            for _ in range(_REACH_STEPS):
+                q, error = kinematics.step(q, pose, damping=0.01)
+                if float(error @ error) < _REACH_ERROR**2:
+                    return True
         return False
 
 
