@@ -95,7 +95,7 @@ def test_collect_images(capsys, tmp_path):
     _, (episode,) = load_dataset(value["path"])
     assert episode.images["front"].frames.shape == (51, 48, 48, 3)
     assert episode.images["goal.front"].frames.shape == (1, 48, 48, 3)
-    assert episode.observation.shape == (51, 13) and episode.achieved.shape == (51, 2)
+    assert episode.observation.shape == (51, 16) and episode.achieved.shape == (51, 2)
     assert np.array_equal(np.diff(episode.images["front"].index), np.ones(50))
     assert np.allclose(np.diff(episode.stamp_s), 0.1) and np.allclose(episode.rate_hz, 10.0)
 
