@@ -551,11 +551,11 @@ def test_actions_have_the_parts_that_were_asked_for(action, size):
         observation, *_ = env.step(wish)
     state = observation["observation"]
     if "yaw" in action:
-        np.testing.assert_allclose(state[6:8], [np.cos(0.4), np.sin(0.4)], atol=1e-4)
+        np.testing.assert_allclose(state[9:11], [np.cos(0.4), np.sin(0.4)], atol=1e-4)
         pose = env.safety.kinematics.forward(env.rig.arm.state(1.0).position_rad)
         assert np.arctan2(pose[1, 0], pose[0, 0]) == pytest.approx(0.4, abs=0.05)
     if "gripper" in action:
-        assert state[6 + 2 * ("yaw" in action)] > 0.5
+        assert state[9 + 2 * ("yaw" in action)] > 0.5
     env.close()
 
 

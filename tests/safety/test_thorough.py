@@ -13,7 +13,8 @@ import pytest
 REPO = Path(__file__).resolve().parents[2]
 # Fast tests without physics; what they leave out of the filter has no other excuse.
 TESTS = ("tests/unit/test_safety*.py", "tests/safety/test_filter_*.py",
-         "tests/unit/test_camera_watch.py", "tests/safety/test_camera_rest.py")
+         "tests/unit/test_camera_watch.py", "tests/safety/test_camera_rest.py",
+         "tests/unit/test_ending.py")
 
 
 def python(*words: str, timeout_s: float) -> subprocess.CompletedProcess[str]:

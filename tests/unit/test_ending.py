@@ -124,6 +124,8 @@ def test_a_program_ends_what_it_drives_however_it_ends(how, tmp_path):
         import os, signal, sys, time
         from robot_rl.safety.ending import Ending
         ending = Ending(lambda: print("at rest", flush=True))
+        # Whoever starts this in the background may have set it to be ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         how = sys.argv[1]
         if how == "raise":
             raise ValueError("a fault of the script")

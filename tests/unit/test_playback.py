@@ -112,7 +112,7 @@ def test_a_policy_that_fails_leaves_what_it_did_to_be_repaired(tmp_path):
             return super().act(observation)
 
     env = make_env("Reach", "panda")
-    with DatasetWriter(tmp_path / "d", DatasetInfo("Reach", (6,), 3, 3)) as writer:
+    with DatasetWriter(tmp_path / "d", DatasetInfo("Reach", (9,), 3, 3)) as writer:
         run_episode(env, RandomPolicy(3, 0), seed=0, log=writer)
         with pytest.raises(RuntimeError, match="fell over"):
             run_episode(env, Fails(3, 0), seed=1, log=writer)
