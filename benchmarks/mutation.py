@@ -56,7 +56,7 @@ timeout_constant = 10.0
 """
 # Times the time that the tests take unchanged. A busy machine must not pass for a kill: what runs
 # out of time is run again with more of it.
-PATIENCE = (4.0, 20.0)
+PATIENCE = (3.0, 8.0)
 # Exit codes of a mutant's test run, as mutmut keeps them; any other is "suspicious".
 KILLED, SURVIVED, UNTESTED = (1, 3), (0,), (5, 33)
 TIMED_OUT, CRASHED = (36, 24, -24, 152, 255), (-11, -9)

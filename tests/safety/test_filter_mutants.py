@@ -51,6 +51,18 @@ def test_a_hold_and_a_rearm_halt_the_gripper(broken):
     assert gripper.halts == 2 and safety.held is None
 
 
+def test_set_points_are_no_stop_unless_it_is_said():
+    planner, q = planner_at()
+    assert planner.setpoints(planner.at_rest(q, 3)).stop is False
+    assert planner.setpoints(planner.at_rest(q, 3), stop=True).stop is True
+
+
+def test_a_posture_is_not_turned_unless_it_is_said():
+    safety, _, _ = filter_on()
+    pose = safety.kinematics.forward(safety.posture((0.0, 0.0, 0.2)))
+    assert math.atan2(pose[1, 0], pose[0, 0]) == pytest.approx(0.0, abs=1e-3)
+
+
 def test_what_an_error_says():
     assert said(SafetyError("so")) == "so"
     assert said(SafetyError("")) == "SafetyError"
