@@ -27,7 +27,12 @@ from robot_rl.nets import MLP, FlatParameters
 
 @dataclasses.dataclass(frozen=True)
 class IQLConfig(AgentConfig):
-    """Options of implicit Q-learning."""
+    """Options of implicit Q-learning, for tens of thousands of updates: the paper makes a million,
+    with a learning rate of 3e-4 and a tau of .005."""
+
+    learning_rate: float = option(
+        1e-3, "Adam's step size, for all networks; 3e-4 for a million updates"
+    )
 
     expectile: float = option(
         0.8, "expectile of Q that V regresses on, in (0, 1); .7 for locomotion, .9 for mazes"
@@ -38,7 +43,9 @@ class IQLConfig(AgentConfig):
         " 0 is cloning, more is greedier; 3 for locomotion, 10 for mazes",
     )
     max_weight: float = option(100.0, "upper limit of the policy's sample weights")
-    tau: float = option(0.005, "share by which the target critics move per update, in (0, 1]")
+    tau: float = option(
+        0.02, "share by which the target critics move per update, in (0, 1]; .005 for a million"
+    )
     value_clip: tuple[float, float] | None = option(
         None,
         "limits of the critic's targets: -1/(1-discount) 0 for rewards of -1 and 0; None for none",
