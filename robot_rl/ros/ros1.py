@@ -73,11 +73,22 @@ class Publisher:
     def __init__(self, topic: str, kind: str, *, latch: bool, queue: int | None) -> None:
         self.message = message_class(kind)
         self.topic = topic
+        self._latch, self._queue = latch, queue
+        self._rospy_publisher = self._register()
+
+    def _register(self) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # to send at once is meant
-            self._rospy_publisher = import_rospy().Publisher(
-                topic, self.message, tcp_nodelay=True, latch=latch, queue_size=queue
+            return import_rospy().Publisher(
+                self.topic, self.message, tcp_nodelay=True, latch=self._latch,
+                queue_size=self._queue,
             )
+
+    def renew(self) -> None:
+        """Withdraw it and register anew, for subscribers whose connection was lost on the way: one
+        that opens a topic just as this node last closed it may believe that it is connected."""
+        self.close()
+        self._rospy_publisher = self._register()
 
     def publish(self, message: Any) -> None:
         """Send a message, an instance of :attr:`message`, to whoever subscribes."""

@@ -165,6 +165,21 @@ def test_an_emergency_stop_stays_a_fault_until_an_operator_recovers(sim, rig):
     wait_for(lambda: np.abs(arm.state(0.5).position_rad - rows[-1]).max() < 2e-3, "the end")
 
 
+def test_recovery_opens_a_topic_again_whose_connection_was_lost(sim, rig, monkeypatch):
+    publisher = type(rig.arm._enable)
+    renewed = []
+    renew, publish, peers = publisher.renew, publisher.publish, publisher.peers
+    monkeypatch.setattr(publisher, "renew", lambda self: (renewed.append(self.topic), renew(self)))
+    # As where the robot believes that a connection from before is this one.
+    lost = lambda self: "enable" in self.topic and not renewed  # noqa: E731
+    monkeypatch.setattr(publisher, "publish", lambda self, m: lost(self) or publish(self, m))
+    monkeypatch.setattr(publisher, "peers", lambda self: 0 if lost(self) else peers(self))
+    sim.control(enable=False)
+    wait_for(lambda: not rig.arm.status().ready, "the fault")
+    rig.arm.recover()
+    assert rig.arm.status().ready and renewed[0] == "/robot/set_super_enable"
+
+
 def test_recover_resets_and_enables_and_nothing_else_does(sim):
     sim.control(error=True)
     rig = make_rig("ros1", intera_request(sim.ready["master_uri"]))

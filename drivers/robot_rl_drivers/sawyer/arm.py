@@ -32,6 +32,8 @@ _FIRST_S = 5.0
 _RESET_S, _ENABLE_S, _CLAIM_S = 3.0, 10.0, 0.5
 TOPIC = f"{LIMB}/joint_command"
 _ASK_S = 0.05
+# A topic that the robot does not listen to for so long is opened anew.
+_ALONE_S = 1.0
 _PRESSED = 1
 
 Check = tuple[str, bool, str]
@@ -335,14 +337,20 @@ class SawyerArm:
             raise SafetyError(f"the set-points begin too far from where the arm is: {away}")
 
     def _ask(self, topic: Any, message: Any, done: Callable[[], bool], timeout_s: float) -> None:
-        """Say it again until the robot has done it."""
-        end_s = time.monotonic() + timeout_s
+        """Say it again until the robot has done it, on a new connection where there is none."""
+        heard_s = time.monotonic()
+        end_s = heard_s + timeout_s
         while not done():
             if time.monotonic() > end_s:
                 raise SafetyError(
                     f"the robot does not answer to {topic.topic} within {timeout_s:g} s: "
                     f"{self._state.assembly_fault()}"
                 )
+            if topic.peers():
+                heard_s = time.monotonic()
+            elif time.monotonic() - heard_s > _ALONE_S:
+                topic.renew()
+                heard_s = time.monotonic()
             topic.publish(message)
             time.sleep(_ASK_S)
 
