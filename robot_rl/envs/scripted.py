@@ -202,7 +202,7 @@ class ScriptedPolicy:
         self._drift_left = 0
         self._goal = self.env.goal
         lack = 1.0 - self.quality
-        if self.rng.random() < 0.9 * lack:
+        if self.rng.random() < 0.75 * lack:
             side = self.rng.normal(size=self._goal.shape)
             side *= self.rng.uniform(1.5, 4.0) / max(float(np.linalg.norm(side)), 1e-9)
             self._goal = self._goal + side * self.env.task.threshold
