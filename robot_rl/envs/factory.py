@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from robot_rl.backends import make_rig
 from robot_rl.envs.actions import parse_action_parts
@@ -19,7 +21,7 @@ from robot_rl.envs.tasks.base import Task
 from robot_rl.errors import InvalidInputError, unknown_name
 from robot_rl.interfaces import Resetter, Rig, RigRequest, SuccessDetector
 from robot_rl.safety import Latch, SafetyConfig, SafetyFilter, Watchdog
-from robot_rl.specs import CameraSpec, load_robot
+from robot_rl.specs import CameraSpec, SceneSpec, load_robot
 
 T = TypeVar("T")
 # The longest period [s] of the set-points in simulation.
@@ -94,56 +96,31 @@ def make_env(
     Raises:
         InvalidInputError: a name or number that cannot be used; the message says what can.
     """
-    for name, value, least, most in (
-        ("control_hz", control_hz, 5, 20),
-        ("physics_step_s", physics_step_s, 0.0005, 0.01),
-    ):
-        if not isinstance(value, (int, float, np.number)) or not least <= value <= most:
-            raise InvalidInputError(f"{name} is {value!r}, should be in [{least}, {most}]")
-    if render_quality not in ("fast", "default"):
-        raise unknown_name("render_quality", render_quality, ("fast", "default"))
-    if resets not in ("auto", "scene", "arm"):
-        raise unknown_name("resets", resets, ("auto", "scene", "arm"))
+    _check_options(control_hz, physics_step_s, render_quality, resets)
     height, width = _image_size(image_size)
     if isinstance(cameras, str):
         cameras = (cameras,)
-    # Whole numbers of set-points to a control period and of steps to a set-point: else their
-    # numbers would differ between episodes.
-    period_s = 1.0 / control_hz
-    rows = math.ceil(period_s / _SETPOINT_S - 1e-9)
-    steps = math.ceil(period_s / rows / physics_step_s - 1e-9)
+    periods = _periods(control_hz, physics_step_s)
     chosen = task if isinstance(task, Task) else make_task(task)
     spec = load_robot(robot)
     random = _options(RandomizationOptions, randomization, "randomization")
     limits = _options(SafetyConfig, safety, "safety")
-    if duration_s is not None:
-        if max_episode_steps is not None:
-            raise InvalidInputError("give either duration_s or max_episode_steps")
-        if not 1.0 / control_hz <= duration_s <= 3600.0:
-            raise InvalidInputError(
-                f"duration_s is {duration_s}, should be in [{1.0 / control_hz:g}, 3600]"
-            )
-        max_episode_steps = round(duration_s * control_hz)
+    max_episode_steps = _episode_steps(duration_s, max_episode_steps, control_hz)
     if action is not None:
         parse_action_parts(action)
-    if goal_image and obs != "image":
-        raise InvalidInputError("goal_image goes with obs='image'")
-    shape = (height, width, 3 * len(cameras))
-    pictures = load_goal_images(goal_image, shape) if goal_image else []
+    pictures = _goal_pictures(goal_image, obs, (height, width, 3 * len(cameras)))
     scene = chosen.scene()
-    if limits is None and scene.held is not None:
-        # Not the fingers but what they hold is what meets the table first.
-        low = SafetyConfig().box_min_m
-        limits = SafetyConfig(box_min_m=(*low[:2], scene.held.reach_m + _OFF_THE_TABLE_M))
+    if limits is None:
+        limits = _limits_with_held(scene)
     scene = scene.with_cameras((*scene.cameras, *extra_cameras))
     rig = make_rig(
         backend,
         RigRequest(
             robot=spec,
             scene=scene,
-            control_period_s=period_s,
-            physics_step_s=period_s / (rows * steps),
-            setpoint_period_s=period_s / rows,
+            control_period_s=periods.control_s,
+            physics_step_s=periods.physics_step_s,
+            setpoint_period_s=periods.setpoint_s,
             options=dict(rig_options or {}),
             cameras=dict(camera_sources or {}),
             image_height=height,
@@ -154,14 +131,12 @@ def make_env(
     if rig.scene is None and obs == "state" and render_mode is None:
         # Nobody looks: a real rig needs no camera. Those it has are watched all the same.
         cameras = tuple(name for name in cameras if name in rig.cameras)
-    watchdog = None
-    try:
+    with _closed_on_error(rig) as opened:
         if random is not None and random.latency_s > 0.0:
             rig.arm = DelayedArm(rig.arm)
         guard = guarded(rig, limits)
         if resetter is None:
             resetter = _resetter(chosen, rig, guard, resets, control_hz)
-        watchdog = Watchdog(guard).start() if rig.address is not None else None
         return RobotEnv(
             chosen,
             rig,
@@ -178,15 +153,10 @@ def make_env(
             render_mode=render_mode,
             render_size=render_size,
             resetter=resetter,
-            watchdog=watchdog,
+            watchdog=_watchdog(rig, guard, opened),
             success=_detector(success, rig),
             goal_images=pictures,
         )
-    except Exception:
-        if watchdog is not None:
-            watchdog.close()
-        rig.close()
-        raise
 
 
 def guarded(rig: Rig, limits: SafetyConfig | None = None) -> SafetyFilter:
@@ -200,6 +170,87 @@ def guarded(rig: Rig, limits: SafetyConfig | None = None) -> SafetyFilter:
     for name, check in rig.watches.items():
         safety.add_watch(name, check)
     return safety
+
+
+class _Periods(NamedTuple):
+    control_s: float
+    setpoint_s: float
+    physics_step_s: float
+
+
+def _check_options(
+    control_hz: float, physics_step_s: float, render_quality: str, resets: str
+) -> None:
+    for name, value, least, most in (
+        ("control_hz", control_hz, 5, 20),
+        ("physics_step_s", physics_step_s, 0.0005, 0.01),
+    ):
+        if not isinstance(value, (int, float, np.number)) or not least <= value <= most:
+            raise InvalidInputError(f"{name} is {value!r}, should be in [{least}, {most}]")
+    if render_quality not in ("fast", "default"):
+        raise unknown_name("render_quality", render_quality, ("fast", "default"))
+    if resets not in ("auto", "scene", "arm"):
+        raise unknown_name("resets", resets, ("auto", "scene", "arm"))
+
+
+def _periods(control_hz: float, longest_step_s: float) -> _Periods:
+    """Whole numbers of set-points to a control period and of steps to a set-point: else their
+    numbers would differ between episodes."""
+    control_s = 1.0 / control_hz
+    setpoints = math.ceil(control_s / _SETPOINT_S - 1e-9)
+    steps = math.ceil(control_s / setpoints / longest_step_s - 1e-9)
+    return _Periods(control_s, control_s / setpoints, control_s / (setpoints * steps))
+
+
+def _episode_steps(
+    duration_s: float | None, max_episode_steps: int | None, control_hz: float
+) -> int | None:
+    if duration_s is None:
+        return max_episode_steps
+    if max_episode_steps is not None:
+        raise InvalidInputError("give either duration_s or max_episode_steps")
+    if not 1.0 / control_hz <= duration_s <= 3600.0:
+        raise InvalidInputError(
+            f"duration_s is {duration_s}, should be in [{1.0 / control_hz:g}, 3600]"
+        )
+    return round(duration_s * control_hz)
+
+
+def _goal_pictures(
+    goal_image: str, obs: str, shape: tuple[int, int, int]
+) -> list[NDArray[np.uint8]]:
+    if goal_image and obs != "image":
+        raise InvalidInputError("goal_image goes with obs='image'")
+    return load_goal_images(goal_image, shape) if goal_image else []
+
+
+def _limits_with_held(scene: SceneSpec) -> SafetyConfig | None:
+    """Limits for a scene with a held piece: not the fingers but what they hold is what meets the
+    table first."""
+    if scene.held is None:
+        return None
+    low = SafetyConfig().box_min_m
+    return SafetyConfig(box_min_m=(*low[:2], scene.held.reach_m + _OFF_THE_TABLE_M))
+
+
+@contextmanager
+def _closed_on_error(rig: Rig) -> Iterator[ExitStack]:
+    """Where an error leaves the block, closes what was put onto the stack, then the rig."""
+    stack = ExitStack()
+    stack.callback(rig.close)
+    try:
+        yield stack
+    except Exception:
+        stack.close()
+        raise
+
+
+def _watchdog(rig: Rig, safety: SafetyFilter, opened: ExitStack) -> Watchdog | None:
+    if rig.address is None:
+        return None
+    watchdog = Watchdog(safety).start()
+    opened.callback(watchdog.close)
+    return watchdog
 
 
 def _detector(success: str | SuccessDetector | None, rig: Rig) -> SuccessDetector | None:
