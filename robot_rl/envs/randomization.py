@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from robot_rl.errors import InvalidInputError
+from robot_rl.interfaces import Randomization
 
 
 @dataclass(frozen=True)
@@ -50,3 +51,13 @@ class RandomizationOptions:
     def touches_scene(self) -> bool:
         """Whether anything but commands changes."""
         return any((self.mass, self.friction, self.color, self.camera_m, self.camera_rad))
+
+    def draw_scene(self, rng: np.random.Generator) -> Randomization:
+        """How the scene of one episode differs."""
+        return Randomization(
+            mass_scale=1.0 + rng.uniform(-1.0, 1.0) * self.mass,
+            friction_scale=1.0 + rng.uniform(-1.0, 1.0) * self.friction,
+            color_shift=rng.uniform(-1.0, 1.0, 3) * self.color,
+            camera_shift_m=rng.uniform(-1.0, 1.0, 3) * self.camera_m,
+            camera_turn_rad=rng.uniform(-1.0, 1.0, 3) * self.camera_rad,
+        )

@@ -8,17 +8,17 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
 from robot_rl.envs.actions import checked_action, parse_action_parts
 from robot_rl.envs.goal_images import check_goal_image
 from robot_rl.envs.latency import DelayedArm
 from robot_rl.envs.randomization import RandomizationOptions as RandomizationOptions
+from robot_rl.envs.spaces import action_space, observation_space
 from robot_rl.envs.success.base import begin_episode, close_detector
 from robot_rl.envs.tasks.base import Task, TaskView
 from robot_rl.errors import InvalidInputError, SafetyError, StaleDataError, unknown_name
-from robot_rl.interfaces import Array, Placement, Randomization, Resetter, Rig, SuccessDetector
+from robot_rl.interfaces import Array, Placement, Resetter, Rig, SuccessDetector
 from robot_rl.safety import SafetyFilter, Watchdog
 from robot_rl.safety.ending import Ending
 
@@ -91,50 +91,18 @@ class RobotEnv(gymnasium.Env[Any, Any]):
         self.terminate_on_success = terminate_on_success
         self.render_mode = render_mode
         self.metadata = {**self.metadata, "render_fps": int(round(self.control_hz))}
-        self.max_episode_steps = (
-            int(round(task.duration_s * self.control_hz))
-            if max_episode_steps is None
-            else int(max_episode_steps)
-        )
-        if self.max_episode_steps < 1:
-            raise InvalidInputError(
-                f"max_episode_steps is {max_episode_steps}, should be at least 1"
-            )
-        if obs not in ("state", "image"):
-            raise unknown_name("obs", obs, ("state", "image"))
-        if render_mode not in (None, "rgb_array"):
-            raise unknown_name("render_mode", render_mode, ("rgb_array",))
-        if not (0.0 < action_speed_m_s < np.inf and 0.0 < action_turn_rad_s < np.inf):
-            raise InvalidInputError(
-                f"action_speed_m_s is {action_speed_m_s} and action_turn_rad_s "
-                f"{action_turn_rad_s}, both should be positive and finite"
-            )
-        if not self.camera_names and (obs == "image" or render_mode is not None):
-            raise InvalidInputError(f"images need a camera; valid: {', '.join(rig.cameras)}")
-        for camera in self.camera_names:
-            if camera not in rig.cameras:
-                raise unknown_name("camera", camera, rig.cameras)
+        self.max_episode_steps = self._checked_episode_steps(max_episode_steps)
+        self._check_options(obs, render_mode, action_speed_m_s, action_turn_rad_s)
         self._render_size = render_size
 
-        n_actions = 3 + ("yaw" in self.parts) + ("gripper" in self.parts)
-        self.action_space = spaces.Box(-1.0, 1.0, (n_actions,), np.float32)
         self._has_yaw = "yaw" in self.parts
         self._has_gripper = "gripper" in self.parts
-        proprio = 9 + 2 * self._has_yaw + self._has_gripper
-        self.state_dim = proprio + task.feature_dim
+        self.state_dim = 9 + 2 * self._has_yaw + self._has_gripper + task.feature_dim
         self.goal_dim = task.goal_dim
-        if obs == "state":
-            self.observation_space = spaces.Dict(
-                observation=_unbounded(self.state_dim),
-                achieved_goal=_unbounded(self.goal_dim),
-                desired_goal=_unbounded(self.goal_dim),
-            )
-        else:
-            shape = (*image_size, 3 * len(self.camera_names))
-            image = spaces.Box(0, 255, shape, np.uint8)
-            self.observation_space = spaces.Dict(
-                observation=image, achieved_goal=image, desired_goal=image
-            )
+        self.action_space = action_space(self.parts)
+        self.observation_space = observation_space(
+            obs, self.state_dim, self.goal_dim, (*image_size, 3 * len(self.camera_names))
+        )
 
         self._step_m = action_speed_m_s * self.period_s
         self._step_rad = action_turn_rad_s * self.period_s
@@ -143,7 +111,7 @@ class RobotEnv(gymnasium.Env[Any, Any]):
         self._goal_image: NDArray[np.uint8] | None = None
         self._goal_images, self._goal_shown = tuple(goal_images), ""
         self._frame_stamps_s: dict[str, float] = {}
-        self._bias = np.zeros(n_actions)
+        self._bias = np.zeros(self.action_space.shape)
         self._steps = 0
         self._tick_s = 0.0
         self._ready = False
@@ -420,6 +388,34 @@ class RobotEnv(gymnasium.Env[Any, Any]):
 
     # -- inside -----------------------------------------------------------------------------
 
+    def _checked_episode_steps(self, given: int | None) -> int:
+        if given is None:
+            steps = int(round(self.task.duration_s * self.control_hz))
+        else:
+            steps = int(given)
+        if steps < 1:
+            raise InvalidInputError(f"max_episode_steps is {given}, should be at least 1")
+        return steps
+
+    def _check_options(
+        self, obs: str, render_mode: str | None, speed_m_s: float, turn_rad_s: float
+    ) -> None:
+        if obs not in ("state", "image"):
+            raise unknown_name("obs", obs, ("state", "image"))
+        if render_mode not in (None, "rgb_array"):
+            raise unknown_name("render_mode", render_mode, ("rgb_array",))
+        if not (0.0 < speed_m_s < np.inf and 0.0 < turn_rad_s < np.inf):
+            raise InvalidInputError(
+                f"action_speed_m_s is {speed_m_s} and action_turn_rad_s "
+                f"{turn_rad_s}, both should be positive and finite"
+            )
+        cameras = self.rig.cameras
+        if not self.camera_names and (obs == "image" or render_mode is not None):
+            raise InvalidInputError(f"images need a camera; valid: {', '.join(cameras)}")
+        for camera in self.camera_names:
+            if camera not in cameras:
+                raise unknown_name("camera", camera, cameras)
+
     def _check_goal(self, goal: ArrayLike) -> Array:
         array = np.asarray(goal, dtype=np.float64)
         if array.shape != (self.goal_dim,) or not np.isfinite(array).all():
@@ -437,15 +433,7 @@ class RobotEnv(gymnasium.Env[Any, Any]):
             if isinstance(self.rig.arm, DelayedArm):
                 self.rig.arm.set_latency(latency_s)
         if options.touches_scene and self.rig.scene is not None:
-            self.rig.scene.randomize(
-                Randomization(
-                    mass_scale=1.0 + rng.uniform(-1.0, 1.0) * options.mass,
-                    friction_scale=1.0 + rng.uniform(-1.0, 1.0) * options.friction,
-                    color_shift=rng.uniform(-1.0, 1.0, 3) * options.color,
-                    camera_shift_m=rng.uniform(-1.0, 1.0, 3) * options.camera_m,
-                    camera_turn_rad=rng.uniform(-1.0, 1.0, 3) * options.camera_rad,
-                )
-            )
+            self.rig.scene.randomize(options.draw_scene(rng))
 
     def _posture(self, placement: Placement) -> Array:
         return self.safety.posture(placement.tool_m, placement.yaw_rad)
@@ -571,10 +559,6 @@ class RobotEnv(gymnasium.Env[Any, Any]):
             info["achieved_state"] = np.array(achieved, dtype=np.float64)
             info["desired_state"] = self._goal.copy()
         return info
-
-
-def _unbounded(size: int) -> spaces.Box:
-    return spaces.Box(-np.inf, np.inf, (size,), np.float32)
 
 
 def _set_generator(rng: np.random.Generator, state: Any) -> None:
