@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -102,9 +103,10 @@ class Child:
             self.process.send_signal(signal.SIGCONT)
             self.process.kill()
         self.process.wait()
-        for pipe in (self.process.stdin,):
-            with contextlib.suppress(OSError):
-                pipe.close()  # type: ignore[union-attr]
+        assert self.process.stdin is not None
+        # What is still to be written cannot be: nobody reads any more.
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
 
 
 class RobotProcess(Child):
@@ -131,7 +133,7 @@ class RobotProcess(Child):
         super().kill()
 
 
-class Bench:
+class Bench(ABC):
     """A rig's processes; :meth:`close` ends them all. ``commander`` is the one in use, a spare one
     stands by so that a new program need not be waited for."""
 
@@ -162,26 +164,30 @@ class Bench:
 
     # -- what differs between rigs ----------------------------------------------------------------
 
+    @abstractmethod
     def _start(self) -> None:
-        raise NotImplementedError
+        """Have a robot and the two cameras."""
 
+    @abstractmethod
     def start_robot(self, *, disabled: bool = False) -> None:
         """A robot in place of the last one, at home; disabled, where it can be, as real ones are
         when they are switched on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rig_options(self) -> dict[str, str]:
-        raise NotImplementedError
+        """How a program reaches the robot."""
 
+    @abstractmethod
     def source(self, camera: str) -> str:
-        raise NotImplementedError
+        """Where the images of ``camera`` come from."""
 
+    @abstractmethod
     def break_robot(self, what: str, value: Any = True) -> None:
-        raise NotImplementedError
+        """Begin the fault ``what`` of the robot."""
 
+    @abstractmethod
     def heal(self) -> None:
         """End every fault of the robot, but clear nothing that it remembers."""
-        raise NotImplementedError
 
     # -- processes --------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ class NoGripper:
         return check_opening(opening)
 
 
-class NewestOpening:
+class NewestOpening(ABC):
     """Takes openings and has a thread go to the newest one.
 
     A driver starts it with :meth:`_start` and says in :meth:`_go` how to go to an opening; that
@@ -70,8 +71,13 @@ class NewestOpening:
     def _start(self) -> None:
         self._thread.start()
 
+    @abstractmethod
     def _go(self, opening: float) -> None:
-        raise NotImplementedError
+        """Go to ``opening`` and return once that ended or :meth:`_newer` says so; on the thread.
+
+        Raises:
+            RobotRLError: it failed; :attr:`fault` says so until an opening was reached.
+        """
 
     def command(self, opening: float) -> float:
         """Go to ``opening``; returns it clipped to [0, 1], at once."""
