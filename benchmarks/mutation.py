@@ -105,7 +105,7 @@ def verdicts(work: Path) -> dict[str, int | None]:
     for meta in (work / "mutants").rglob("*.meta"):
         try:
             codes.update(json.loads(meta.read_text())["exit_code_by_key"])
-        except (ValueError, KeyError):
+        except ValueError:
             continue  # being written
     return codes
 

@@ -28,7 +28,7 @@ from robot_rl.envs.factory import make_env
 from robot_rl.envs.motion import Motion
 from robot_rl.envs.resets.base import ArmResetter, Bench, ObjectReset, ResetOptions
 from robot_rl.envs.tasks import make_task
-from robot_rl.errors import RobotRLError, SafetyError
+from robot_rl.errors import RobotRLError
 from robot_rl.interfaces import Placement
 from robot_rl.safety.checks import HISTORY
 from robot_rl_drivers.streaming import SetpointStreamer
@@ -336,7 +336,8 @@ def _clear_for_ever(env: Any) -> None:
     while True:
         time.sleep(0.05)
         if env.safety.held is not None:
-            with contextlib.suppress(SafetyError, RobotRLError):
+            # Refused while the fault lasts; a commander as bad as this one tries again.
+            with contextlib.suppress(RobotRLError):
                 env.safety.rearm()
 
 

@@ -8,6 +8,7 @@ with ``#`` are left out. Nothing is ever sent to the device.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -154,10 +155,8 @@ class SerialSensor:
 
 
 def _close(line: Any) -> None:
-    try:
+    with contextlib.suppress(OSError):  # it may be gone already
         line.close()
-    except OSError:
-        pass
 
 
 def _import_serial() -> Any:

@@ -211,7 +211,7 @@ class HandTeleop:
         try:
             self.device.open()
         except (InvalidInputError, MissingDependencyError):
-            return False
+            return False  # still away, as ``problem`` says
         self._lost, self.problem = False, None
         return True
 

@@ -177,7 +177,7 @@ class TerminalKeys:
 
     def close(self) -> None:
         if self._before is not None:
-            with contextlib.suppress(termios.error, OSError):
+            with contextlib.suppress(termios.error, OSError):  # it may be closed already
                 termios.tcsetattr(self._file, termios.TCSADRAIN, self._before)
             self._before = None
 
@@ -267,7 +267,8 @@ class EventKeys:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
-            # The terminal heard the same keys, and would type them into the shell.
+            # The terminal, where there is one, heard the same keys and would type them into the
+            # shell.
             with contextlib.suppress(OSError, ValueError, termios.error):
                 termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
 
