@@ -63,6 +63,14 @@ class Story:
         fast = np.maximum(speed[:-1], speed[1:]) * PERIOD_S
         return int(((gap > 1.5 * PERIOD_S) & (change > 1.5 * fast + 1e-4)).sum())
 
+    def late_s(self, start_s: float, end_s: float) -> float:
+        """How much later than most the latest row came, by the sender's stamps; 0 without."""
+        rows = self.rows_in(start_s, end_s)
+        if not len(rows) or rows[0, -1] < 1e8:
+            return 0.0
+        took = rows[:, 0] - rows[:, -1]
+        return float(took.max() - np.median(took))
+
     def moving_in(self, start_s: float, end_s: float = np.inf) -> Array:
         """Rows that are not the one before again."""
         rows = self.rows_in(start_s, end_s)

@@ -5,7 +5,8 @@
 
 Every line of JSON on stdin is an order, answered with the monotonic time at which it took effect:
 ``{"fault": NAME, "camera": 0 | 1, "late_s": s}`` or ``{"fault": null}``; ``{"shift_s": s}``
-moves the wall clock of its stamps.
+moves the wall clock of its stamps. Every answer also has how late pictures were in the last ten
+seconds.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Pictures:
         self._fault: dict[str, Any] = {"fault": None}
         self._still: Image | None = None
         self._kept: deque[tuple[float, Image, float]] = deque()
+        self._late: deque[float] = deque(maxlen=round(10.0 * RATE_HZ))
         self.shift_s = 0.0
 
     def order(self, order: dict[str, Any]) -> float:
@@ -54,10 +56,15 @@ class Pictures:
                 self._fault, self._still = order, None
             return time.monotonic()
 
+    def late_s(self) -> float:
+        """How late the latest pair of pictures of the last ten seconds was made [s]."""
+        return max(list(self._late), default=0.0)
+
     def run(self) -> None:
         """Send pictures for ever."""
         due_s, tick = time.monotonic(), 0
         while True:
+            self._late.append(time.monotonic() - due_s)
             with self._lock:
                 for camera in range(len(NAMES)):
                     self._one(camera, tick)
@@ -139,7 +146,8 @@ def main() -> int:
     threading.Thread(target=pictures.run, daemon=True).start()
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
-        print(json.dumps({"t": pictures.order(json.loads(line))}), flush=True)
+        answer = {"t": pictures.order(json.loads(line)), "late_s": pictures.late_s()}
+        print(json.dumps(answer), flush=True)
     return 0
 
 

@@ -22,7 +22,7 @@ from .table import BY_NAME, FAULTS, Fault
 BUSY_S = 0.03
 # The only reasons for a hold that a busy machine can bring about.
 _BY_LOAD = (r"the command stream stopped for 0\.|(is|are) 0\.\d+ s old|no command for 0\.|"
-            r"frames a second|out of step|has not answered|lost on the way|it took")
+            r"frames a second|out of step|has not answered|lost on the way|it took|discontinuity")
 # A camera watch looks at so much of the past [s].
 _WINDOW_S = 1.2
 _SETTLE_S, _AGAIN_S = 0.5, 0.35
@@ -119,11 +119,16 @@ class Trial:
         self._release()
 
     def _late(self, story: Story) -> dict[str, float]:
-        """How late timers were lately [s]: here, in the commander, in the robot."""
+        """How late timers, pictures and rows were lately [s]."""
         answer = self.bench.commander.ask("resting", do="rest")
+        pictures = self.bench.pictures
+        since = len(pictures.events)
+        pictures.tell()
         now_s = time.monotonic()
         return {"timer": self.timer.worst_s(now_s - 10.0, now_s),
                 "timer in commander": float(answer["timer_late_s"]),
+                "pictures": float(pictures.wait(since=since)["late_s"]),
+                "rows": story.late_s(now_s - 10.0, now_s),
                 "robot": story.longest_gap_s(now_s - 10.0, now_s) - 0.01}
 
     # -- the course of a trial ----------------------------------------------------------------

@@ -33,7 +33,10 @@ BRAKING = 4.0
 came while this process was kept waiting are no reason to rush."""
 JUMP_RAD = 0.1
 JUMP_M = 0.06
-"""A target further than this from the one followed is a jump."""
+"""A target further than this from the one followed, and from where that one would be by now with
+its velocity, is a jump: on the way here some may get lost."""
+LOST_S = 0.3
+"""Of a sender that was not heard for longer it is not known where it is."""
 SPEED_MARGIN = 1.05
 """A joint faster than this share of its largest speed is a reflex."""
 SAFE_STRETCH_RAD = 0.03
@@ -83,12 +86,18 @@ class FrankaController:
         with self._lock:
             if not self._listens(position_rad):
                 return
-            if self.active == JOINT and np.abs(position_rad - self._joint).max() > JUMP_RAD:
+            if self.active == JOINT and self._away(position_rad, now_s) > JUMP_RAD:
                 self.reflex("joint_motion_generator_velocity_discontinuity")
                 return
             self._joint = position_rad.copy()
             if self.active == JOINT:
                 self._velocity, self._heard_s = velocity_rad_s.copy(), now_s
+
+    def _away(self, position_rad: Array, now_s: float) -> float:
+        """How far [rad] a target is off the way that the one before was on."""
+        gone = self._velocity * min(max(now_s - self._heard_s, 0.0), LOST_S)
+        low, high = self._joint + np.minimum(gone, 0.0), self._joint + np.maximum(gone, 0.0)
+        return float(np.maximum(low - position_rad, position_rad - high).max())
 
     def target_pose(self, pose: Array, now_s: float) -> None:
         """A target (4, 4) of the tool in the base frame came."""
