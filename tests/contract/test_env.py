@@ -58,7 +58,7 @@ def random_actions(env, count: int, seed: int = 0) -> np.ndarray:
 
 
 
-def checked(env) -> None:
+def check_contract(env) -> None:
     from stable_baselines3.common.env_checker import check_env as sb3_check
 
     with warnings.catch_warnings(record=True) as caught:
@@ -82,7 +82,7 @@ _ACCEPTED = (
 def test_every_task_passes_the_checkers(task):
     pytest.importorskip("stable_baselines3")
     env = gymnasium.make(f"robot_rl/{task}-v0", robot="panda", backend="mujoco", obs="state")
-    checked(env)
+    check_contract(env)
     env.close()
 
 
@@ -92,7 +92,7 @@ def test_both_engines_pass_the_checkers(engine, obs):
     pytest.importorskip("stable_baselines3")
     env = gymnasium.make("robot_rl/Push-v0", robot="sawyer", backend=engine, obs=obs,
                          render_mode="rgb_array")
-    checked(env)
+    check_contract(env)
     env.close()
 
 

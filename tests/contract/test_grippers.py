@@ -42,6 +42,8 @@ def test_the_newest_opening_counts(bench):
         gripper.command(wanted)
         bench.wait(0.03)
     bench.until(lambda: abs(gripper.opening(1.0) - 0.9) < 0.06, "the newest opening")
+    bench.wait(0.3)
+    assert abs(gripper.opening(1.0) - 0.9) < 0.06, "an older opening came after it"
 
 
 @EVERY

@@ -367,7 +367,10 @@ def test_a_black_file_is_noticed(tmp_path):
     frames[:, 0, 0, 0] = np.arange(40)
     camera = make(f"opencv:{write_file(tmp_path / 'black.avi', frames)}?loop=1")
     watch = CameraWatch(camera)
-    wait_until(lambda: "black" in (watch.check() or ""))
+    complaints = []
+    wait_until(lambda: complaints.append(watch.check() or "") or "black" in complaints[-1])
+    assert "the picture is black: its mean is" in complaints[-1]
+    assert camera.read(5.0).image.shape == (48, 64, 3), "it is reported, and still seen"
     camera.close()
 
 

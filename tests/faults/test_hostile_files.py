@@ -85,16 +85,16 @@ def read_mutants(name: str, folder: Path, count: int) -> tuple[Counter[str], flo
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_changed_file_is_refused_or_read(tmp_path, name):
-    check(tmp_path, name, 120)
+    check_mutants(tmp_path, name, 120)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_thousands_of_changed_files_are_refused_or_read(tmp_path, name):
-    check(tmp_path, name, 4000)
+    check_mutants(tmp_path, name, 4000)
 
 
-def check(folder: Path, name: str, count: int) -> None:
+def check_mutants(folder: Path, name: str, count: int) -> None:
     outcomes, longest, fatal = read_mutants(name, folder, count)
     print(f"{name}: {dict(outcomes)}, longest {longest:.2f} s, killed by {fatal}")
     assert set(outcomes) <= {"read", "refused", "killed"}, outcomes

@@ -400,7 +400,7 @@ def door_demos(path: Path, episodes: int = 3, length: int = 30) -> str:
     return str(path)
 
 
-def through_both(tmp_path: Path, demos: str) -> None:
+def check_both_stages(tmp_path: Path, demos: str) -> None:
     values = pretrain(
         PretrainConfig(agent="iql", data=demos, task="AdroitHandDoor-v1", steps=10,
                        out=str(tmp_path / "run")), agent_overrides=SMALL, quiet=True)
@@ -421,7 +421,7 @@ def through_both(tmp_path: Path, demos: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_demonstrations_of_a_task_from_elsewhere(tmp_path):
     pytest.importorskip("gymnasium_robotics")
-    through_both(tmp_path, door_demos(tmp_path / "demos.npz"))
+    check_both_stages(tmp_path, door_demos(tmp_path / "demos.npz"))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -439,7 +439,7 @@ def test_the_human_demonstrations_of_the_door(tmp_path):
     # Most people stopped between 1 rad and the rule's 1.4 rad.
     assert sum(bool(e.success.any()) for e in done) == 6
     assert all(e.observation[:, 28].max() > 1.0 for e in done)
-    through_both(tmp_path, str(demos))
+    check_both_stages(tmp_path, str(demos))
 
 
 # -- learning -----------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ class Guard:
 
         return guarded
 
-    def check(self, least: int) -> None:
+    def assert_filtered(self, least: int) -> None:
         assert self.others == 0, f"commanded past the filter by {sorted(self.by)}"
         assert self.commands >= least, f"only {self.commands} commands: the guard is blind"
 
@@ -74,7 +74,7 @@ def test_the_guard_sees_what_goes_past_the_filter(guard):
     arm.command(JointSetpoints(np.array(arm.spec.home_rad)[None], arm.period_s, at=arm.sent()))
     assert guard.others == before + 1
     with pytest.raises(AssertionError, match="commanded past the filter"):
-        guard.check(0)
+        guard.assert_filtered(0)
     env.close()
 
 
@@ -88,7 +88,7 @@ def test_steps_and_resets(guard, backend, task):
         for _ in range(5):
             env.step(env.action_space.sample())
     env.close()
-    guard.check(10)
+    guard.assert_filtered(10)
 
 
 def test_a_world_with_latency(guard):
@@ -98,7 +98,7 @@ def test_a_world_with_latency(guard):
         for _ in range(5):
             env.step(env.action_space.sample())
     env.close()
-    guard.check(15)
+    guard.assert_filtered(15)
 
 
 def test_saved_and_restored_worlds(guard):
@@ -110,41 +110,41 @@ def test_saved_and_restored_worlds(guard):
     env.set_state(state)
     env.step(env.action_space.sample())
     env.close()
-    guard.check(4)
+    guard.assert_filtered(4)
 
 
 @pytest.mark.parametrize("policy", ["scripted", "random"])
 def test_collecting_and_playing_again(guard, tmp_path, policy):
     data = record(tmp_path / "d", "--policy", policy)
     steps = sum(len(episode) for episode in load_dataset(data)[1])
-    guard.check(steps)
+    guard.assert_filtered(steps)
     robot_rl("eval", "--policy", "replay", "--data", data)
-    guard.check(2 * steps)
+    guard.assert_filtered(2 * steps)
 
 
 def test_judging_a_scripted_policy(guard):
     robot_rl("eval", "--policy", "scripted", "--task", "Reach", "--robot", "panda",
              "--episodes", "2")
-    guard.check(10)
+    guard.assert_filtered(10)
 
 
 def test_a_demonstration(guard, tmp_path):
     robot_rl("record", "--task", "Reach", "--robot", "panda", "--teleop", "scripted",
              "--episodes", "1", "--out", str(tmp_path / "d"))
-    guard.check(5)
+    guard.assert_filtered(5)
 
 
 def test_driving_by_hand(guard):
     robot_rl("teleop", "--task", "Reach", "--robot", "panda", "--device", "scripted",
              "--seconds", "1")
-    guard.check(5)
+    guard.assert_filtered(5)
 
 
 @pytest.mark.parametrize("words", [("home",), ("jog", "--axis", "z", "--by", "0.03"),
                                    ("jog", "--axis", "j7", "--by", "0.1")])
 def test_going_home_and_jogging(guard, words):
     robot_rl("robot", *words, "--robot", "panda")
-    guard.check(3)
+    guard.assert_filtered(3)
 
 
 @pytest.mark.parametrize("task", ["Push", "Drawer"])
@@ -154,7 +154,7 @@ def test_a_world_that_is_reset_by_the_arm(guard, task):
     env.reset(seed=0)
     env.step(env.action_space.sample())
     env.close()
-    guard.check(20)
+    guard.assert_filtered(20)
 
 
 def test_a_hold_and_a_rearm(guard):
@@ -166,4 +166,4 @@ def test_a_hold_and_a_rearm(guard):
     env.safety.rearm()
     env.step(env.action_space.sample())
     env.close()
-    guard.check(2)
+    guard.assert_filtered(2)

@@ -144,7 +144,7 @@ class Recorded:
         (root / "meta/info.json").write_text(json.dumps(self.info))
 
 
-def check(source: Any, recorded: Recorded, tolerance: float) -> None:
+def check_episodes(source: Any, recorded: Recorded, tolerance: float) -> None:
     assert (source.info.robot, source.info.rate_hz, source.count) == ("so101", 5.0, 3)
     # The first succeeded: its last step counts. The second had but one, which led nowhere. Of the
     # third the last is left out.
@@ -185,8 +185,8 @@ def test_what_others_recorded_is_read(tmp_path, camera, version):
     recorded = Recorded(camera)
     root = (recorded.save_v3 if version == 3 else recorded.save_v2)(tmp_path / "d")
     source = open_source(root, ImportOptions())
-    check(source, recorded, 0 if camera == "image" else 4)
-    check(source, recorded, 0 if camera == "image" else 4)
+    check_episodes(source, recorded, 0 if camera == "image" else 4)
+    check_episodes(source, recorded, 0 if camera == "image" else 4)
     source.close()
 
 
@@ -205,7 +205,7 @@ def test_images_may_lie_in_files(tmp_path):
         at = table.column_names.index("observation.images.top")
         pq.write_table(table.set_column(at, "observation.images.top", column),
                        tmp_path / f"d/data/chunk-000/file-00{i}.parquet")
-    check(open_source(tmp_path / "d", ImportOptions()), recorded, 0)
+    check_episodes(open_source(tmp_path / "d", ImportOptions()), recorded, 0)
 
 
 def test_a_mapping_makes_goals_rewards_and_names(tmp_path):

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -588,20 +589,21 @@ def test_who_looks_does_not_keep_a_writer_out(tmp_path):
     DatasetWriter(tmp_path / "d", INFO).close()
     stop = threading.Event()
 
-    def look() -> None:
+    def look() -> int:
+        looks = 0
         while not stop.is_set():
             _ = open_log(tmp_path / "d").leftovers
+            looks += 1
+        return looks
 
-    threads = [threading.Thread(target=look) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in range(150):
-            DatasetWriter.extend(tmp_path / "d").close()
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
+    with ThreadPoolExecutor(3) as pool:
+        lookers = [pool.submit(look) for _ in range(3)]
+        try:
+            for _ in range(150):
+                DatasetWriter.extend(tmp_path / "d").close()
+        finally:
+            stop.set()
+    assert all(looker.result() > 0 for looker in lookers)
 
 
 def make_one(path: str, results: Any) -> None:

@@ -42,7 +42,7 @@ def source(row) -> tuple[int, int]:
     return int(value // 1000), int(value % 1000)
 
 
-def check(batch, lengths, terminated=()) -> None:
+def check_batch(batch, lengths, terminated=()) -> None:
     """Everything in a batch but the goals comes from one step of one episode."""
     for i in range(len(batch["reward"])):
         number, step = source(batch["observation"][i])
@@ -68,7 +68,7 @@ def test_transitions_are_whole_across_episode_ends(episode, lengths, ends, size,
     batch = replay.sample(size, np.random.default_rng(seed))
     assert {k: v.dtype for k, v in batch.items()} == dict.fromkeys(batch, np.dtype(np.float32))
     assert batch["observation"].shape == (size, 4) and batch["goal"].shape == (size, 2)
-    check(batch, lengths, ends)
+    check_batch(batch, lengths, ends)
     for i in range(size):
         number, step = source(batch["observation"][i])
         assert (batch["goal"][i] == -1.0 - number).all()
@@ -92,7 +92,7 @@ def test_goals_come_from_the_right_rows(episode, lengths, shares, capacity, memo
         replay.add(episode(lengths[number], int(number)))
     size = 20 * sum(shares)
     batch = replay.sample(size, np.random.default_rng(seed))
-    check(batch, lengths)
+    check_batch(batch, lengths)
     # The shares are exact here, and in the order of their names.
     kinds = [kind for kind, share in zip(Relabelling.NAMES, (*shares, 0), strict=True)
              for _ in range(20 * share)]
@@ -205,7 +205,7 @@ def test_what_was_sampled_is_a_copy(episode):
     batch = replay.sample(8, np.random.default_rng(0))
     for value in batch.values():
         value[...] = -99.0
-    check(replay.sample(8, np.random.default_rng(0)), [5])
+    check_batch(replay.sample(8, np.random.default_rng(0)), [5])
 
 
 def test_the_same_generator_draws_the_same_batches(episode):
@@ -225,7 +225,7 @@ def test_batches_are_mixed_by_the_share(episode, fraction):
     only = Replay(4, 2, 3, discount=DISCOUNT)
     only.add(episode(9, 7))
     batch = MixedReplay(recorded, only, fraction).sample(64, rng)
-    check(batch, {0: 5, 7: 9})
+    check_batch(batch, {0: 5, 7: 9})
     # 9 of the 14 steps are practice: it never gets more of a batch than that.
     share = 64 * min(fraction, 9 / 14)
     counts = [(MixedReplay(recorded, only, fraction).sample(64, rng)["observation"][:, 0]
@@ -278,7 +278,7 @@ def test_an_episode_of_other_sizes_is_refused_and_nothing_is_kept(episode, sizes
                        match=r"sizes \(\d, \d, \d\), should be \(4, 2, 3\)"):
         replay.add(episode(3, 1, **sizes))
     assert len(replay) == 3 and replay.episodes == 1
-    check(replay.sample(16, np.random.default_rng(0)), [3])
+    check_batch(replay.sample(16, np.random.default_rng(0)), [3])
 
 
 BAD_ARRAYS = {
@@ -306,7 +306,7 @@ def test_an_episode_whose_arrays_do_not_fit_is_refused(episode, kind):
         replay.add(dataclasses.replace(one, **{name: change(getattr(one, name))}))
     assert replay.tables is before
     replay.add(one)
-    check(replay.sample(64, np.random.default_rng(0)), [3, 4])
+    check_batch(replay.sample(64, np.random.default_rng(0)), [3, 4])
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.float32, np.uint8])
@@ -315,7 +315,7 @@ def test_flags_of_other_types_become_bool(episode, kind):
     one = episode(4, terminated=True)
     given = {name: getattr(one, name).astype(kind) for name in ("terminated", "success")}
     replay.add(dataclasses.replace(one, **given))
-    check(replay.sample(64, np.random.default_rng(0)), [4], terminated=[0])
+    check_batch(replay.sample(64, np.random.default_rng(0)), [4], terminated=[0])
     assert one.terminated.dtype == bool and given["terminated"].dtype == kind, "as it was given"
 
 
@@ -637,7 +637,7 @@ def test_numbers_become_float32_and_must_fit(episode):
         with pytest.raises(InvalidInputError, match="no finite float32"):
             replay.add(large)
     assert len(replay) == 5 and replay.episodes == 2
-    check(replay.sample(64, np.random.default_rng(0)), {0: 3})
+    check_batch(replay.sample(64, np.random.default_rng(0)), {0: 3})
 
 
 # -- images ---------------------------------------------------------------------------------------
@@ -774,7 +774,7 @@ def test_a_full_disk_is_told_and_loses_nothing(episode, tmp_path, monkeypatch):
         for added in range(1000):
             replay.add(episode(7, added))
     assert 0 < replay.episodes == added and len(replay) == 7 * added
-    check(replay.sample(200, np.random.default_rng(0)), [7] * added)
+    check_batch(replay.sample(200, np.random.default_rng(0)), [7] * added)
 
 
 @pytest.mark.parametrize("memory_limit", [None, 0, 30_000])
@@ -850,7 +850,7 @@ def test_episodes_can_be_added_while_another_thread_samples(episode):
         try:
             while not done.is_set():
                 batch = replay.sample(64, rng, cameras=["front"], extras=("episode", "step"))
-                check(batch, lengths)
+                check_batch(batch, lengths)
                 number, step = batch["episode"], batch["step"]
                 assert np.array_equal(1000 * number + step, batch["observation"][:, 0])
                 front = batch["images"]["front"][:, 0, 0, 0]
@@ -938,7 +938,7 @@ def test_several_threads_can_add(episode):
         thread.join()
     assert replay.episodes == 120
     batch = replay.sample(4_000, np.random.default_rng(0))
-    check(batch, [3] * 120)
+    check_batch(batch, [3] * 120)
     assert set(batch["observation"][:, 0] // 1000) == set(range(120))
 
 
@@ -963,7 +963,7 @@ def test_mixed_batches_have_extras_and_images(episode):
     batch = MixedReplay(recorded, practice, 0.5).sample(
         40, np.random.default_rng(0), extras=("offset", "step"), cameras=["front"])
     check_images(batch)
-    check(batch, [5, 5])
+    check_batch(batch, [5, 5])
     assert np.array_equal(batch["step"], batch["observation"][:, 0] % 1000)
     # Each half has its own exact shares.
     assert ((batch["offset"] > 0) == (np.arange(40) % 20 >= 10)).all()

@@ -58,7 +58,7 @@ def check_rows(bench, start_rad) -> None:
     assert np.arccos(cosine).max() / period <= most + 1e-4
 
 
-def drive(bench, moves) -> None:
+def check_moves(bench, moves) -> None:
     """Send the moves, one each control period, and check every row that reaches the arm."""
     start = bench.arm.position_rad.copy()
     for delta, turn in moves:
@@ -217,7 +217,7 @@ def test_a_step_out_of_the_box_ends_at_its_face(bench, axis, sign):
 )
 def test_no_sequence_of_moves_gets_past_the_limits(bench, robot, moves):
     at = bench(robot)
-    drive(at, [(delta, turn) for delta, turn, times in moves for _ in range(times)])
+    check_moves(at, [(delta, turn) for delta, turn, times in moves for _ in range(times)])
 
 
 @pytest.mark.parametrize("robot", ROBOTS)
@@ -236,14 +236,14 @@ def test_hundreds_of_adversarial_moves_stay_within_the_limits(bench, robot, kind
             delta = np.zeros(3)
         moves.append((delta, rng.uniform(-0.2, 0.2) if kind == "random" else
                       (turn if "turning" in kind else 0.0)))
-    drive(bench(robot), moves)
+    check_moves(bench(robot), moves)
 
 
 @pytest.mark.parametrize("robot", ROBOTS)
 @pytest.mark.parametrize("corner", [(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
 def test_the_arm_comes_back_from_every_corner(bench, robot, corner):
     at = bench(robot)
-    drive(at, [(0.04 * np.array(corner), 0.0)] * 40)
+    check_moves(at, [(0.04 * np.array(corner), 0.0)] * 40)
     for _ in range(60):
         way = np.array([0.0, 0.0, 0.15]) - at.safety.setpoint_tool_m
         at.step(np.clip(way, -0.02, 0.02))

@@ -563,7 +563,8 @@ def test_a_corner_of_the_box_is_three_plain_numbers(value):
 def test_the_least_box_is_one_wherever_it_is():
     for low in np.linspace(-0.3, 0.3, 41):
         corner = np.array([low, low, low])
-        SafetyConfig(box_min_m=corner, box_max_m=corner + 0.01)
+        config = SafetyConfig(box_min_m=corner, box_max_m=corner + 0.01)
+        assert config.box_min_m == tuple(corner) and config.box_max_m == tuple(corner + 0.01)
 
 
 def test_nothing_but_a_configuration_is_taken_for_one(bench):

@@ -90,7 +90,7 @@ def opened(path, cameras=CAMERAS, **options) -> Replay:
     return Replay.open(path, discount=0.9, cameras=cameras, **options)
 
 
-def same(one: Replay, two: Replay, cameras=CAMERAS) -> None:
+def assert_same(one: Replay, two: Replay, cameras=CAMERAS) -> None:
     """Both sample the same."""
     assert len(one) == len(two) > 0 and one.episodes == two.episodes
     assert np.array_equal(one.observations, two.observations)
@@ -124,11 +124,11 @@ def test_a_log_that_was_opened_before_is_not_read_again(log_of, reads):
     path = log_of(range(6))
     first = opened(path)
     assert reads == list(range(6))
-    same(first, expected(path))
+    assert_same(first, expected(path))
     reads.clear()
     second = opened(path)
     assert reads == []
-    same(second, expected(path))
+    assert_same(second, expected(path))
 
 
 def test_stored_rows_are_bit_for_bit_those_of_the_log(episode, tmp_path):
@@ -156,7 +156,7 @@ def test_only_new_episodes_are_read(log_of, reads):
     reads.clear()
     replay = opened(path)
     assert reads == [4, 5]
-    same(replay, expected(path))
+    assert_same(replay, expected(path))
 
 
 def test_cameras_are_cached_when_they_are_asked_for(log_of, reads):
@@ -167,7 +167,7 @@ def test_cameras_are_cached_when_they_are_asked_for(log_of, reads):
     reads.clear()
     replay = opened(path, cameras=("side/left",))
     assert reads == [0, 1, 2, 3]
-    same(replay, expected(path, ("side/left",)), ("side/left",))
+    assert_same(replay, expected(path, ("side/left",)), ("side/left",))
     reads.clear()
     opened(path, cameras=("side/left",))
     assert reads == []
@@ -181,7 +181,7 @@ def test_several_logs_are_put_together(log_of, reads):
     reads.clear()
     for _ in range(2):
         infos, replay = open_replay(paths, discount=0.9, cameras=CAMERAS)
-        same(replay, whole)
+        assert_same(replay, whole)
         assert [info.task for info in infos] == ["Push"] * 3
         if not reads:
             break
@@ -201,7 +201,7 @@ def test_what_is_mapped_or_read_can_be_added_to(log_of, episode, memory_limit, t
         replay.add(recorded(episode, 10, steps=2))
         if whole.episodes == 6:
             whole.add_all([recorded(episode, 9), recorded(episode, 10, steps=2)])
-        same(replay, whole)
+        assert_same(replay, whole)
 
 
 def test_latents_and_relabelling_work_on_a_view(log_of):
@@ -341,7 +341,7 @@ def test_a_damaged_cache_is_made_anew(log_of, reads, kind):
     damage(kind, path)
     replay = opened(path)
     assert reads == [0, 1, 2]
-    same(replay, expected(path))
+    assert_same(replay, expected(path))
     reads.clear()
     opened(path)
     assert reads == []
@@ -360,7 +360,7 @@ def test_an_episode_that_changed_makes_the_cache_stale(log_of, episode, reads, t
     reads.clear()
     replay = opened(path)
     assert reads == [0, 1, 2, 3]
-    same(replay, expected(path))
+    assert_same(replay, expected(path))
     assert set(replay.observations[:, 0] // 1000) == {0, 1, 7, 3}
 
 
@@ -370,7 +370,7 @@ def test_an_episode_that_was_removed_makes_the_cache_stale(log_of, reads):
     open_log(path).files[-1].path.unlink()
     replay = opened(path)
     assert replay.episodes == 3
-    same(replay, expected(path))
+    assert_same(replay, expected(path))
 
 
 def test_a_log_whose_folder_cannot_be_written_uses_the_users_cache(log_of, reads, tmp_path):
@@ -380,7 +380,7 @@ def test_a_log_whose_folder_cannot_be_written_uses_the_users_cache(log_of, reads
         reads.clear()
         replay = opened(path)
         assert reads == wanted
-        same(replay, expected(path))
+        assert_same(replay, expected(path))
     assert len(list((tmp_path / "user_cache" / "robot_rl" / "replay").iterdir())) == 1
 
 
@@ -393,7 +393,7 @@ def test_without_any_folder_for_a_cache_it_still_opens(log_of, tmp_path, monkeyp
     monkeypatch.setattr(view_module.tempfile, "tempdir", str(temporary))
     replay = opened(path, memory_limit=0)
     assert list(temporary.iterdir()) == []
-    same(replay, expected(path))
+    assert_same(replay, expected(path))
 
 
 def test_a_full_disk_leaves_the_log_usable(log_of, reads):
@@ -410,11 +410,11 @@ def test_a_full_disk_leaves_the_log_usable(log_of, reads):
         patch.setattr(view_module._GroupWriter, "write", full)
         replay = opened(path)
     assert reads == [0, 1, 2, 0, 1, 2], "then in the user's folder"
-    same(replay, expected(path))
+    assert_same(replay, expected(path))
     reads.clear()
     replay = opened(path)
     assert reads == [2], "the episodes that were written whole are kept"
-    same(replay, expected(path))
+    assert_same(replay, expected(path))
 
 
 def test_what_was_read_before_a_damaged_episode_is_not_read_again(log_of, reads):
@@ -430,7 +430,7 @@ def test_what_was_read_before_a_damaged_episode_is_not_read_again(log_of, reads)
     reads.clear()
     replay = opened(path)
     assert reads == [2, 3]
-    same(replay, expected(path))
+    assert_same(replay, expected(path))
 
 
 # -- a cache that came from elsewhere --------------------------------------------------------------
@@ -498,7 +498,7 @@ def test_what_is_no_plain_part_of_a_cache_is_left_alone(log_of, reads, kind, tmp
     assert os.read(read, 9) == b"4"
     os.close(read)
     assert contents(victim) == before and contents(path) == here
-    same(opened(path, cameras=()), expected(path, ()), ())
+    assert_same(opened(path, cameras=()), expected(path, ()), ())
     assert len(list((tmp_path / "user_cache" / "robot_rl" / "replay").iterdir())) == 1
 
 
@@ -588,7 +588,7 @@ def test_a_cache_that_says_what_cannot_be_is_made_anew(log_of, reads, kind):
     poison(group, path, **changes)
     replay = opened(path, memory_limit=[0, None][len(kind) % 2])
     assert reads == [0, 1, 2]
-    same(replay, expected(path))
+    assert_same(replay, expected(path))
 
 
 @pytest.mark.parametrize("block", [1, 2, 5, 1 << 16])
@@ -608,7 +608,7 @@ def test_rows_of_all_kinds_of_episodes_are_believed(log_of, episode, tmp_path, m
         reads.clear()
         replay = opened(tmp_path / "log")
         assert reads == wanted
-        same(replay, expected(tmp_path / "log"))
+        assert_same(replay, expected(tmp_path / "log"))
 
 
 @pytest.mark.parametrize("how", ["in its place", "written over"])
@@ -635,7 +635,7 @@ def test_an_empty_log_can_be_put_together_with_others(log_of, memory_limit):
     full, empty = log_of(range(3)), log_of([0], "empty")
     open_log(empty).files[0].path.unlink()
     for paths in ([full, empty], [empty, full], [empty, full, empty]):
-        same(opened(paths, memory_limit=memory_limit), expected(full))
+        assert_same(opened(paths, memory_limit=memory_limit), expected(full))
 
 
 # -- a disk that is nearly full --------------------------------------------------------------------
@@ -651,7 +651,7 @@ def test_frames_do_not_fill_the_disk(log_of, reads, tmp_path, monkeypatch):
         return free["log" if here.startswith(str(path)) else "user"], total
 
     monkeypatch.setattr(Folder, "free_bytes", free_bytes)
-    same(opened(path), expected(path))
+    assert_same(opened(path), expected(path))
     assert reads[:3] == [0, 1, 2], "it is known before anything is read"
     assert not list((path / ".cache").rglob("frames*/**/*"))
     assert sum(f.stat().st_size for f in (path / ".cache").rglob("*/frames")) == 0
@@ -662,7 +662,7 @@ def test_frames_do_not_fill_the_disk(log_of, reads, tmp_path, monkeypatch):
     log_of([3])
     with pytest.raises(InvalidInputError, match=r"of the disk free; with cache=False they stay"):
         opened(path)
-    same(opened(path, cache=False), expected(path))
+    assert_same(opened(path, cache=False), expected(path))
     assert opened(path, cameras=()).episodes == 4, "rows are small"
 
 
@@ -677,7 +677,7 @@ def test_frames_stop_when_others_fill_the_disk(log_of, reads, monkeypatch):
 
     monkeypatch.setattr(Folder, "free_bytes", free_bytes)
     left[0] = 4
-    same(opened(path), expected(path))
+    assert_same(opened(path), expected(path))
     assert reads[:5] == [0, 1, 0, 1, 2], "then in the user's folder"
 
 
@@ -726,11 +726,11 @@ def test_a_builder_that_is_killed_leaves_nothing_that_is_believed(log_of, tmp_pa
     for _ in range(2):
         code = subprocess.run([sys.executable, "-c", script, str(path), "7"], timeout=60)
         assert code.returncode == -9
-    same(opened(path), expected(path))
+    assert_same(opened(path), expected(path))
     log_of([6, 7])
     code = subprocess.run([sys.executable, "-c", script, str(path), "2"], timeout=60)
     assert code.returncode == -9
-    same(opened(path), expected(path))
+    assert_same(opened(path), expected(path))
 
 
 def test_an_empty_log_can_be_opened_and_followed(log_of, episode):
@@ -742,7 +742,7 @@ def test_an_empty_log_can_be_opened_and_followed(log_of, episode):
     assert follower.refresh() == 0
     log_of([1, 2])
     assert follower.refresh() == 2 and replay.episodes == 2
-    same(replay, expected(path))
+    assert_same(replay, expected(path))
 
 
 # -- a running session -----------------------------------------------------------------------------
@@ -756,12 +756,12 @@ def test_following_begins_after_what_is_there(log_of, reads):
     assert follower.refresh() == 0 and reads == []
     log_of([3])
     assert follower.refresh() == 1 and follower.refresh() == 0
-    same(replay, expected(path))
+    assert_same(replay, expected(path))
     # One that was made without the log takes all of it.
     info = open_log(path).info
     other = Replay(4, 2, 3, discount=0.9, cameras={n: info.cameras[n] for n in CAMERAS})
     assert other.follow(path).refresh() == 4
-    same(other, expected(path))
+    assert_same(other, expected(path))
 
 
 def test_a_number_that_is_used_again_is_followed(log_of, episode):
