@@ -17,6 +17,7 @@ from robot_rl.envs.tasks import make_task
 from robot_rl.errors import MissingDependencyError
 from robot_rl.interfaces import Array, Rig, RigRequest
 from robot_rl.specs import load_robot
+from tests.contract.engine_rigs import ENGINES, ROBOTS, ROOM, make_rig
 
 _MODULES = {"mujoco": "robot_rl_sim.mujoco_engine", "pybullet": "robot_rl_sim.bullet_engine"}
 _TASK = "Drawer"
@@ -241,3 +242,20 @@ def bench(request: pytest.FixtureRequest, benches: Callable[[str], Bench]) -> Be
         found.wait(5 * arm.period_s)
     found.rows.clear()
     return found
+
+
+# -- the engines alone --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[(e, r) for e in ENGINES for r in ROBOTS], ids="-".join)
+def push_rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    rig = make_rig(*request.param)
+    yield rig
+    rig.close()
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def room(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    rig = make_rig(request.param, "panda", ROOM)
+    yield rig
+    rig.close()
