@@ -316,7 +316,7 @@ def test_whole_update_equals_autograd(name: str) -> None:
             gradient -= config.policy_weight_decay * state[key]
         torch.testing.assert_close(gradient, values[key].grad, atol=2e-4, rtol=1e-3, msg=key)
     for key in (k for k in state if k.startswith("target.")):
-        moved = torch.lerp(state[key], after[key.removeprefix("target.")], 0.005)
+        moved = torch.lerp(state[key], after[key.removeprefix("target.")], config.tau)
         torch.testing.assert_close(after[key], moved, msg=key)
 
 
