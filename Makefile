@@ -39,7 +39,7 @@ demo: $(VENV)/.stamp-demo  ## teach a simulated arm a skill, with a report at th
 	$(BIN)/robot-rl demo $(DEMO_ARGS)
 
 test: $(VENV)/.stamp-test  ## the quick tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	scripts/test.sh $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.stamp-test  ## the slow tests (learning thresholds, long simulations)
 	$(BIN)/python -m pytest -m "slow and not ros and not gpu and not hardware" $(PYTEST_ARGS)

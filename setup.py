@@ -98,6 +98,7 @@ EXTRAS = {
     "test": [
         "pytest>=8",
         "pytest-timeout>=2.2",
+        "pytest-xdist>=3.5",
         "hypothesis>=6.90",
         "mcap-ros2-support>=0.5",
         "coverage>=7",
