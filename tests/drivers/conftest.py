@@ -9,12 +9,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.drivers.teleop_devices import Terminal
+from tests.drivers.teleop_stand_ins import HidLibrary
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -98,6 +102,39 @@ def until() -> Callable[..., bool]:
         return True
 
     return wait
+
+
+# -- cameras ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_camera_thread_stays() -> Iterator[None]:
+    """Fails where a camera that was closed still has its thread."""
+    before = set(threading.enumerate())
+    yield
+    left = [t.name for t in set(threading.enumerate()) - before if t.name.startswith("camera ")]
+    assert not left, f"closing left threads: {left}"
+
+
+# -- devices of an operator -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def hid(monkeypatch: pytest.MonkeyPatch) -> HidLibrary:
+    """A SpaceMouse below the library that reads HID devices."""
+    library = pytest.importorskip("easyhid.easyhid")
+    pytest.importorskip("pyspacemouse")
+    found = HidLibrary(library.ffi, 0x256F, 0xC635)
+    monkeypatch.setattr(library, "hidapi", found)
+    return found
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    """A terminal that the test types into."""
+    found = Terminal()
+    yield found
+    found.close()
 
 
 # -- Sawyer -------------------------------------------------------------------------------------

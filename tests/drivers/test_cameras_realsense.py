@@ -12,20 +12,13 @@ rs = pytest.importorskip("pyrealsense2")
 pytest.importorskip("cv2")
 
 from robot_rl.errors import InvalidInputError, StaleDataError  # noqa: E402
-from robot_rl.safety.cameras import CameraWatch, CameraWatchConfig, MonotonicClock  # noqa: E402
+from robot_rl.safety.cameras import CameraWatch, CameraWatchConfig  # noqa: E402
 from robot_rl_drivers.cameras import make_camera, realsense  # noqa: E402
+from tests.drivers.cameras import CLOCK, wait_until  # noqa: E402
 
-CLOCK = MonotonicClock()
 WIDTH, HEIGHT = 160, 120
 # Byte order of each format for a pixel of (red, green, blue).
 BYTES = {"rgb8": (0, 1, 2), "bgr8": (2, 1, 0), "rgba8": (0, 1, 2, None), "bgra8": (2, 1, 0, None)}
-
-
-def wait_until(met, timeout_s=20.0):
-    end_s = time.monotonic() + timeout_s
-    while not met():
-        assert time.monotonic() < end_s, "it did not happen in time"
-        time.sleep(0.005)
 
 
 def pixels(color, fmt, number):

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,11 +15,11 @@ import pytest
 pytest.importorskip("cv2")
 
 from robot_rl.errors import InvalidInputError, MissingDependencyError, StaleDataError
-from robot_rl.safety.cameras import CameraWatch, MonotonicClock, read_together
+from robot_rl.safety.cameras import CameraWatch, read_together
 from robot_rl_drivers.cameras import find_sources, make_camera
 from robot_rl_drivers.cameras.ros_images import rgb_of
+from tests.drivers.cameras import CLOCK, wait_until
 
-CLOCK = MonotonicClock()
 ENCODINGS = ("rgb8", "bgr8", "rgba8", "bgra8", "8UC3", "bayer_rggb8", "bayer_bggr8",
              "bayer_gbrg8", "bayer_grbg8")
 
@@ -100,13 +99,6 @@ quality = runtime.native(runtime.DEFAULT)
 publish_for_ever(lambda t, k: node.create_publisher(kinds[k], t, quality).publish,
                  kinds["Image"], kinds["CompressedImage"], lambda: node.get_clock().now().to_msg())
 """
-
-
-def wait_until(met, timeout_s=20.0):
-    end_s = time.monotonic() + timeout_s
-    while not met():
-        assert time.monotonic() < end_s, "it did not happen in time"
-        time.sleep(0.005)
 
 
 class Publisher:

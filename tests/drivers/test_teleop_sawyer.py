@@ -34,7 +34,7 @@ from robot_rl.training.setup import EnvChoice
 from robot_rl_drivers.teleop.hand import HandTeleop
 from robot_rl_drivers.teleop.keyboard import KeyboardOptions, TerminalKeys
 from tests.drivers.intera import GAP_S
-from tests.drivers.test_teleop import Terminal
+from tests.drivers.teleop_devices import Terminal
 
 ROOT = Path(__file__).resolve().parents[2]
 SAWYER = EnvChoice(task="Push", backend="ros1")
