@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robot_rl.backends import list_backends
-from robot_rl.cli.commands import Command, Outcome
+from robot_rl.cli.commands import Command, Outcome, group, no_arguments
 from robot_rl.cli.flags import Parser
 from robot_rl.envs.factory import make_env
 from robot_rl.errors import (
@@ -481,40 +481,27 @@ Options follow a question mark: ?crop=x,y,width,height&rectify=FILE.yaml&fps=30&
 """
 
 
-def _nothing(parser: Parser) -> None:
-    return None
-
-
-def _run(args: argparse.Namespace) -> Outcome:
-    for action in COMMAND.actions:
-        if action.name == args.action:
-            return action.run(args)
-    return Outcome({}, args.help_text(), 2)
-
-
-COMMAND = Command(
+COMMAND = group(
     "camera", "find cameras, look at them, check that they can be relied on",
     "Cameras by the text that names their source, as --camera name=SOURCE takes it.",
-    _nothing, _run, _EPILOG,
-    actions=(
-        Command(
-            "list", "the sources on this machine",
-            "RealSense devices, video devices, and image topics of ROS 1 and ROS 2 where a master "
-            "or a domain answers.", _nothing, _list_run,
-        ),
-        Command(
-            "view", "a window with what a camera shows, or a video of it",
-            "Opens a window where there is a display; with --out it writes a video or PNG files. "
-            "Prints the rate.", _view_arguments, _view_run,
-            "examples:\n  robot-rl camera view --source opencv:0\n"
-            "  robot-rl camera view --source test:pattern --out pattern.mp4 --seconds 3",
-        ),
-        Command(
-            "check", "whether a camera is open, fast enough, moving, lit and sharp",
-            "Looks at a camera for a while. Exit code 0: it is well; 1: it is not, the problems "
-            "say why; 2: it cannot be opened.", _check_arguments, _check_run,
-            "examples:\n  robot-rl camera check --source opencv:0\n"
-            "  robot-rl camera check --source 'ros2:/camera/image_raw?fps=30' --json",
-        ),
+    Command(
+        "list", "the sources on this machine",
+        "RealSense devices, video devices, and image topics of ROS 1 and ROS 2 where a master "
+        "or a domain answers.", no_arguments, _list_run,
     ),
+    Command(
+        "view", "a window with what a camera shows, or a video of it",
+        "Opens a window where there is a display; with --out it writes a video or PNG files. "
+        "Prints the rate.", _view_arguments, _view_run,
+        "examples:\n  robot-rl camera view --source opencv:0\n"
+        "  robot-rl camera view --source test:pattern --out pattern.mp4 --seconds 3",
+    ),
+    Command(
+        "check", "whether a camera is open, fast enough, moving, lit and sharp",
+        "Looks at a camera for a while. Exit code 0: it is well; 1: it is not, the problems "
+        "say why; 2: it cannot be opened.", _check_arguments, _check_run,
+        "examples:\n  robot-rl camera check --source opencv:0\n"
+        "  robot-rl camera check --source 'ros2:/camera/image_raw?fps=30' --json",
+    ),
+    epilog=_EPILOG,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from robot_rl.cli.commands import Command, Outcome
+from robot_rl.cli.commands import Command, Outcome, group
 from robot_rl.cli.flags import Parser, add_flags, read_flags
 from robot_rl.errors import InvalidInputError
 from robot_rl.training.compute import set_threads
@@ -58,36 +58,22 @@ def _said(measured: dict[str, Any]) -> str:
             f"{shown['episode_precision']}, recall {shown['episode_recall']}")
 
 
-def _run(args: argparse.Namespace) -> Outcome:
-    for action in COMMAND.actions:
-        if action.name == args.action:
-            return action.run(args)
-    return Outcome({}, args.help_text(), 2)
-
-
-def _no_arguments(parser: Parser) -> None:
-    return None
-
-
-COMMAND = Command(
+COMMAND = group(
     "classifier", "success from camera images: train a classifier, or test one",
     "A small network that tells from the cameras' images whether the task is done.\n"
     "It learns from recorded episodes whose steps are labelled (next.success), e.g. by `record`.",
-    _no_arguments, _run,
-    actions=(
-        Command(
-            "train", "fit a classifier to recorded episodes",
-            "Fit a classifier; episodes kept apart choose its threshold, others measure it.",
-            _train_arguments, _train_run,
-            "example:\n  robot-rl collect --task Push --obs image --quality 0.6 --episodes 300 "
-            "--out data/push\n"
-            "  robot-rl classifier train --data data/push --steps 3000 --out success.safetensors",
-        ),
-        Command(
-            "test", "measure a classifier on recorded episodes",
-            "Say how often a classifier is right on recorded episodes, all of them.",
-            _test_arguments, _test_run,
-            "example:\n  robot-rl classifier test --model success.safetensors --data data/later",
-        ),
+    Command(
+        "train", "fit a classifier to recorded episodes",
+        "Fit a classifier; episodes kept apart choose its threshold, others measure it.",
+        _train_arguments, _train_run,
+        "example:\n  robot-rl collect --task Push --obs image --quality 0.6 --episodes 300 "
+        "--out data/push\n"
+        "  robot-rl classifier train --data data/push --steps 3000 --out success.safetensors",
+    ),
+    Command(
+        "test", "measure a classifier on recorded episodes",
+        "Say how often a classifier is right on recorded episodes, all of them.",
+        _test_arguments, _test_run,
+        "example:\n  robot-rl classifier test --model success.safetensors --data data/later",
     ),
 )

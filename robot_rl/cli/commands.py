@@ -48,6 +48,24 @@ class Command:
     actions: tuple[Command, ...] = ()
 
 
+def no_arguments(parser: Parser) -> None:
+    """A command without flags of its own."""
+
+
+def group(
+    name: str, summary: str, description: str, *actions: Command, epilog: str = ""
+) -> Command:
+    """A command whose ``actions`` do the work; without one it shows its help."""
+
+    def run(args: argparse.Namespace) -> Outcome:
+        for action in actions:
+            if action.name == args.action:
+                return action.run(args)
+        return Outcome({}, args.help_text(), 2)
+
+    return Command(name, summary, description, no_arguments, run, epilog, actions)
+
+
 def _add_overwrite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite", action="store_true",
@@ -74,10 +92,6 @@ def _env(args: argparse.Namespace, checkpoint: str = "", data: str = "") -> EnvC
 
 
 # -- list ---------------------------------------------------------------------------------------
-
-
-def _no_arguments(parser: Parser) -> None:
-    return None
 
 
 def _list_run(args: argparse.Namespace) -> Outcome:
@@ -313,9 +327,9 @@ def _agent_overrides(args: argparse.Namespace) -> dict[str, Any]:
 
 COMMANDS: tuple[Command, ...] = (
     Command("list", "tasks, arms, engines and agents",
-            "List what there is to choose from.", _no_arguments, _list_run),
+            "List what there is to choose from.", no_arguments, _list_run),
     Command("doctor", "what works on this machine and how to get what is missing",
-            "Check Python, engines, rendering, video, ROS and cameras.", _no_arguments,
+            "Check Python, engines, rendering, video, ROS and cameras.", no_arguments,
             _doctor_run),
     Command("collect", "record episodes with a scripted policy, at random, or with a checkpoint",
             "Record episodes into a folder, each kept as soon as it ends.",

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from robot_rl.cli.commands import Command, Outcome
+from robot_rl.cli.commands import Command, Outcome, group
 from robot_rl.cli.flags import Parser
 from robot_rl.data.edit import DUPLICATES, SPLIT_BY, SplitOptions, merge, split
 from robot_rl.data.exporters import EXPORTERS
@@ -405,17 +405,6 @@ def _stem(source: Source) -> str:
 # -- the group ----------------------------------------------------------------------------------
 
 
-def _run(args: argparse.Namespace) -> Outcome:
-    for action in COMMAND.actions:
-        if action.name == args.action:
-            return action.run(args)
-    return Outcome({}, args.help_text(), 2)
-
-
-def _nothing(parser: Parser) -> None:
-    return None
-
-
 _EPILOG = """\
 examples:
   robot-rl data info data/push                          what it holds
@@ -430,57 +419,55 @@ Recorded datasets never change; every action that writes makes a new folder or f
 at all. ACTION --help says more.
 """
 
-COMMAND = Command(
+COMMAND = group(
     "data", "look at recorded episodes; check, repair, convert, merge, split, plot and play them",
-    "Everything that is done with recorded episodes but learning from them.", _nothing, _run,
-    _EPILOG,
-    actions=(
-        Command("info", "what a dataset holds", "Say what a dataset holds, also while it is being "
-                "recorded: episodes, steps, success, arrays, cameras.", _dataset, _info_run,
-                "examples:\n  robot-rl data info data/push\n"
-                "  robot-rl data info demos.npz --json"),
-        Command("verify", "is every byte of it whole",
-                "Read everything and compare every checksum. Exit code 0 if all is well, 1 if "
-                "something is damaged.", _dataset, _verify_run,
-                "example:\n  robot-rl data verify data/push && echo fine"),
-        Command("repair", "save what an interrupted or damaged recording holds",
-                "Save what can be saved. Nothing is deleted: damaged files are set aside.",
-                _dataset, _repair_run, "example:\n  robot-rl data repair data/push"),
-        Command("import", "from ROS bags, LeRobot, Minari, robomimic, D4RL or npz",
-                "Read episodes from elsewhere into a new dataset.", _import_arguments,
-                _import_run,
-                "examples:\n  robot-rl data import session.mcap --map map.yaml --rate 10 "
-                "--task Push --out data/push\n"
-                "  robot-rl data import --from lerobot ~/lerobot/pusht --out data/pusht\n"
-                "  robot-rl data import low_dim.hdf5 --out data/lift"),
-        Command("export", "to LeRobot, Minari or a ROS 2 bag",
-                "Write episodes for other tools. Every number survives.", _export_arguments,
-                _export_run,
-                "examples:\n  robot-rl data export data/push --to lerobot --out exports/push\n"
-                "  robot-rl data export data/push --to mcap --episodes 0-9 --out exports/bag"),
-        Command("merge", "several datasets to one",
-                "Copy the episodes of several datasets, one after the other, into a new one. They "
-                "have to be of the same task, robot, rate and sizes.", _merge_arguments,
-                _merge_run,
-                "example:\n  robot-rl data merge data/monday data/tuesday --out data/week "
-                "--duplicates skip"),
-        Command("split", "one dataset to several, or to a selection",
-                "Copy the episodes of a dataset into new ones, each episode into one of them.",
-                _split_arguments, _split_run,
-                "examples:\n  robot-rl data split data/push --out data/learn data/judge "
-                "--fractions 0.9 0.1 --seed 1\n"
-                "  robot-rl data split data/push --out data/good data/bad --by success\n"
-                "  robot-rl data split data/push --out data/best --episodes 0-9,15 "
-                "--successes-only"),
-        Command("plot", "draw a dataset, or all arrays of one episode",
-                "Draw returns, success, actions, states and timing of a dataset, or one episode "
-                "over time.", _plot_arguments, _plot_run,
-                "examples:\n  robot-rl data plot data/push --out push.html\n"
-                "  robot-rl data plot data/push --episode 3 --out episode.png"),
-        Command("play", "an episode as a video or a strip of frames",
-                "Show what the cameras saw, with time, reward, success and interventions; without "
-                "cameras, positions seen from above.", _play_arguments, _play_run,
-                "examples:\n  robot-rl data play data/push --episode 3 --out episode.mp4\n"
-                "  robot-rl data play data/push --episode 3 --frames 10 --out strip.png"),
-    ),
+    "Everything that is done with recorded episodes but learning from them.",
+    Command("info", "what a dataset holds", "Say what a dataset holds, also while it is being "
+            "recorded: episodes, steps, success, arrays, cameras.", _dataset, _info_run,
+            "examples:\n  robot-rl data info data/push\n"
+            "  robot-rl data info demos.npz --json"),
+    Command("verify", "is every byte of it whole",
+            "Read everything and compare every checksum. Exit code 0 if all is well, 1 if "
+            "something is damaged.", _dataset, _verify_run,
+            "example:\n  robot-rl data verify data/push && echo fine"),
+    Command("repair", "save what an interrupted or damaged recording holds",
+            "Save what can be saved. Nothing is deleted: damaged files are set aside.",
+            _dataset, _repair_run, "example:\n  robot-rl data repair data/push"),
+    Command("import", "from ROS bags, LeRobot, Minari, robomimic, D4RL or npz",
+            "Read episodes from elsewhere into a new dataset.", _import_arguments,
+            _import_run,
+            "examples:\n  robot-rl data import session.mcap --map map.yaml --rate 10 "
+            "--task Push --out data/push\n"
+            "  robot-rl data import --from lerobot ~/lerobot/pusht --out data/pusht\n"
+            "  robot-rl data import low_dim.hdf5 --out data/lift"),
+    Command("export", "to LeRobot, Minari or a ROS 2 bag",
+            "Write episodes for other tools. Every number survives.", _export_arguments,
+            _export_run,
+            "examples:\n  robot-rl data export data/push --to lerobot --out exports/push\n"
+            "  robot-rl data export data/push --to mcap --episodes 0-9 --out exports/bag"),
+    Command("merge", "several datasets to one",
+            "Copy the episodes of several datasets, one after the other, into a new one. They "
+            "have to be of the same task, robot, rate and sizes.", _merge_arguments,
+            _merge_run,
+            "example:\n  robot-rl data merge data/monday data/tuesday --out data/week "
+            "--duplicates skip"),
+    Command("split", "one dataset to several, or to a selection",
+            "Copy the episodes of a dataset into new ones, each episode into one of them.",
+            _split_arguments, _split_run,
+            "examples:\n  robot-rl data split data/push --out data/learn data/judge "
+            "--fractions 0.9 0.1 --seed 1\n"
+            "  robot-rl data split data/push --out data/good data/bad --by success\n"
+            "  robot-rl data split data/push --out data/best --episodes 0-9,15 "
+            "--successes-only"),
+    Command("plot", "draw a dataset, or all arrays of one episode",
+            "Draw returns, success, actions, states and timing of a dataset, or one episode "
+            "over time.", _plot_arguments, _plot_run,
+            "examples:\n  robot-rl data plot data/push --out push.html\n"
+            "  robot-rl data plot data/push --episode 3 --out episode.png"),
+    Command("play", "an episode as a video or a strip of frames",
+            "Show what the cameras saw, with time, reward, success and interventions; without "
+            "cameras, positions seen from above.", _play_arguments, _play_run,
+            "examples:\n  robot-rl data play data/push --episode 3 --out episode.mp4\n"
+            "  robot-rl data play data/push --episode 3 --frames 10 --out strip.png"),
+    epilog=_EPILOG,
 )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from robot_rl.backends import list_backends, make_rig
-from robot_rl.cli.commands import Command, Outcome
+from robot_rl.cli.commands import Command, Outcome, group
 from robot_rl.cli.flags import Parser, add_rig_flags, camera_sources, rig_options
 from robot_rl.cli.robot_checks import Check, check_rig
 from robot_rl.envs.factory import guarded
@@ -315,17 +315,6 @@ def _ask(args: argparse.Namespace) -> None:
 # -- the group ----------------------------------------------------------------------------------
 
 
-def _run(args: argparse.Namespace) -> Outcome:
-    for action in COMMAND.actions:
-        if action.name == args.action:
-            return action.run(args)
-    return Outcome({}, args.help_text(), 2)
-
-
-def _nothing(parser: Parser) -> None:
-    return None
-
-
 _EPILOG = """\
 in this order, with a hand on the emergency stop:
   robot-rl robot check --robot sawyer --backend ros1 --rig master_uri=http://SAWYER:11311
@@ -336,42 +325,41 @@ After a stop:
 With --backend mujoco or pybullet the same commands drive a simulated arm.
 """
 
-COMMAND = Command(
+COMMAND = group(
     "robot", "look at an arm, bring it home, jog it, release it after a stop",
     "First steps with an arm. Every motion passes the safety filter, which never replaces the\n"
-    "emergency stop.", _nothing, _run, _EPILOG,
-    actions=(
-        Command(
-            "check", "is the arm fit to be driven (moves nothing)",
-            "Connect and look: states and their rate and age, limits, posture, status, gripper, "
-            "cameras,\nforce and other sensors, a kept hold, the clock. Nothing moves. Exit code "
-            "0 if all is well,\n1 if not, 2 if the arm cannot be looked at with these flags.",
-            _check_arguments, _check_run,
-            "examples:\n  robot-rl robot check --robot panda --backend franky --rig "
-            "robot_ip=172.16.0.2\n  robot-rl robot check --robot sawyer --backend ros1 "
-            "--camera front=opencv:0 --task Push",
-        ),
-        Command(
-            "home", "lift the tool and bring the arm above the middle of the table",
-            "Lift the tool straight up, then bring the joints to the posture above the middle of "
-            "the workspace.", _home_arguments, _refusable(_home_run),
-            "example:\n  robot-rl robot home --robot panda --backend franky --rig "
-            "robot_ip=172.16.0.2 --speed 0.1",
-        ),
-        Command(
-            "jog", "move along one axis, or one joint, a little",
-            "Move the tool along an axis of the workspace, turn it, or move one joint; says what "
-            "was asked,\nwhat the safety filter let through and what was measured.",
-            _jog_arguments, _refusable(_jog_run),
-            "examples:\n  robot-rl robot jog --axis z --by -0.02\n"
-            "  robot-rl robot jog --axis j7 --by 0.1 --speed 0.1",
-        ),
-        Command(
-            "rearm", "release an arm after a stop: an operator's act",
-            "Say why the arm is held, ask for a word on the terminal, clear the arm's own errors, "
-            "enable it\nand forget the hold. Refused while the emergency stop is pressed. The arm "
-            "does not move.", _rearm_arguments, _rearm_run,
-            "example:\n  robot-rl robot rearm --robot sawyer --backend ros1",
-        ),
+    "emergency stop.",
+    Command(
+        "check", "is the arm fit to be driven (moves nothing)",
+        "Connect and look: states and their rate and age, limits, posture, status, gripper, "
+        "cameras,\nforce and other sensors, a kept hold, the clock. Nothing moves. Exit code "
+        "0 if all is well,\n1 if not, 2 if the arm cannot be looked at with these flags.",
+        _check_arguments, _check_run,
+        "examples:\n  robot-rl robot check --robot panda --backend franky --rig "
+        "robot_ip=172.16.0.2\n  robot-rl robot check --robot sawyer --backend ros1 "
+        "--camera front=opencv:0 --task Push",
     ),
+    Command(
+        "home", "lift the tool and bring the arm above the middle of the table",
+        "Lift the tool straight up, then bring the joints to the posture above the middle of "
+        "the workspace.", _home_arguments, _refusable(_home_run),
+        "example:\n  robot-rl robot home --robot panda --backend franky --rig "
+        "robot_ip=172.16.0.2 --speed 0.1",
+    ),
+    Command(
+        "jog", "move along one axis, or one joint, a little",
+        "Move the tool along an axis of the workspace, turn it, or move one joint; says what "
+        "was asked,\nwhat the safety filter let through and what was measured.",
+        _jog_arguments, _refusable(_jog_run),
+        "examples:\n  robot-rl robot jog --axis z --by -0.02\n"
+        "  robot-rl robot jog --axis j7 --by 0.1 --speed 0.1",
+    ),
+    Command(
+        "rearm", "release an arm after a stop: an operator's act",
+        "Say why the arm is held, ask for a word on the terminal, clear the arm's own errors, "
+        "enable it\nand forget the hold. Refused while the emergency stop is pressed. The arm "
+        "does not move.", _rearm_arguments, _rearm_run,
+        "example:\n  robot-rl robot rearm --robot sawyer --backend ros1",
+    ),
+    epilog=_EPILOG,
 )

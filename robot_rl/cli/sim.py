@@ -18,7 +18,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from robot_rl.cli.commands import Command, Outcome
+from robot_rl.cli.commands import Command, Outcome, group
 from robot_rl.cli.flags import Parser, add_flags, read_flags
 from robot_rl.errors import InvalidInputError
 
@@ -107,17 +107,6 @@ def run_robot(name: str, options: SimRobotOptions, *, as_json: bool) -> Outcome:
     return Outcome(values, f"stopped after {values['time_s']:.1f} s")
 
 
-def _nothing(parser: Parser) -> None:
-    return None
-
-
-def _run(args: argparse.Namespace) -> Outcome:
-    for action in COMMAND.actions:
-        if action.name == args.action:
-            return action.run(args)
-    return Outcome({}, args.help_text(), 2)
-
-
 def _arguments(options: type[SimRobotOptions], title: str) -> Callable[[Parser], None]:
     return lambda parser: add_flags(parser, options, title=title)
 
@@ -135,33 +124,32 @@ A simulated robot prints one line that begins with "ready" (with --json a JSON o
 be driven, and stops at Ctrl-C or SIGTERM.
 """
 
-COMMAND = Command(
+COMMAND = group(
     "sim", "a simulated robot that speaks a real robot's own protocol",
     "A process that a driver cannot tell from the robot: the same topics and messages, in real "
-    "time.", _nothing, _run, _EPILOG,
-    actions=(
-        Command(
-            "franka", "a Panda or FR3 with the topics of franka_ros2 and CRISP on ROS 2",
-            "A simulated Franka: targets, states, controllers, reflexes, recovery and gripper "
-            "actions as franka_ros2 and CRISP have them on ROS 2, in real time; without ROS 2 over "
-            "the built-in runtime. What a tracker, a sensor or a camera would say comes on "
-            "/robot_rl/bodies, /robot_rl/joints, /robot_rl/sensors and /robot_rl/cameras.",
-            _arguments(FrankaOptions, "simulated Franka"), _runner("franka", FrankaOptions),
-            "examples:\n  robot-rl sim franka --robot fr3 --task Push --domain-id 7\n"
-            "  robot-rl robot check --robot fr3 --backend ros2 --rig domain_id=7",
-        ),
-        Command(
-            "intera", "a Sawyer with its Intera topics on ROS 1",
-            "A simulated Sawyer: joint commands, states, enabling and stopping, limits, collision "
-            "detection and gripper as Intera has them on ROS 1, in real time. What a tracker, a "
-            "sensor or a camera would say comes on /robot_rl/bodies, /robot_rl/joints, "
-            "/robot_rl/sensors and /robot_rl/cameras.",
-            _arguments(InteraOptions, "simulated Sawyer"), _runner("intera", InteraOptions),
-            "examples:\n  robot-rl sim intera --start-master true --task Push\n"
-            "  robot-rl sim intera --master-uri http://localhost:11311 --backend pybullet "
-            "--cameras front\n"
-            "  robot-rl eval --backend ros1 --rig master_uri=http://localhost:11311 "
-            "--camera front=ros1:/robot_rl/cameras/front/image_raw ...",
-        ),
+    "time.",
+    Command(
+        "franka", "a Panda or FR3 with the topics of franka_ros2 and CRISP on ROS 2",
+        "A simulated Franka: targets, states, controllers, reflexes, recovery and gripper "
+        "actions as franka_ros2 and CRISP have them on ROS 2, in real time; without ROS 2 over "
+        "the built-in runtime. What a tracker, a sensor or a camera would say comes on "
+        "/robot_rl/bodies, /robot_rl/joints, /robot_rl/sensors and /robot_rl/cameras.",
+        _arguments(FrankaOptions, "simulated Franka"), _runner("franka", FrankaOptions),
+        "examples:\n  robot-rl sim franka --robot fr3 --task Push --domain-id 7\n"
+        "  robot-rl robot check --robot fr3 --backend ros2 --rig domain_id=7",
     ),
+    Command(
+        "intera", "a Sawyer with its Intera topics on ROS 1",
+        "A simulated Sawyer: joint commands, states, enabling and stopping, limits, collision "
+        "detection and gripper as Intera has them on ROS 1, in real time. What a tracker, a "
+        "sensor or a camera would say comes on /robot_rl/bodies, /robot_rl/joints, "
+        "/robot_rl/sensors and /robot_rl/cameras.",
+        _arguments(InteraOptions, "simulated Sawyer"), _runner("intera", InteraOptions),
+        "examples:\n  robot-rl sim intera --start-master true --task Push\n"
+        "  robot-rl sim intera --master-uri http://localhost:11311 --backend pybullet "
+        "--cameras front\n"
+        "  robot-rl eval --backend ros1 --rig master_uri=http://localhost:11311 "
+        "--camera front=ros1:/robot_rl/cameras/front/image_raw ...",
+    ),
+    epilog=_EPILOG,
 )
