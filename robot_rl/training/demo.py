@@ -20,7 +20,7 @@ from robot_rl.training.evaluate import AgentPolicy, EvalResult, evaluate
 from robot_rl.training.offline import PretrainConfig, pretrain
 from robot_rl.training.online import TrainConfig, train
 from robot_rl.training.runs import Interrupted
-from robot_rl.training.setup import EnvChoice, canonical_task, check_seed
+from robot_rl.training.setup import EnvChoice, canonical_task, check_least, check_seed
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,7 @@ class DemoConfig:
                                            "the next free number)"})
 
     def __post_init__(self) -> None:
-        for name, least in (("episodes", 1), ("bc_steps", 1), ("eval_episodes", 1), ("seed", 0),
-                            ("threads", 1), ("videos", 0)):
-            if getattr(self, name) < least:
-                raise InvalidInputError(
-                    f"{name} is {getattr(self, name)}, should be at least {least}"
-                )
+        check_least(self, episodes=1, bc_steps=1, eval_episodes=1, seed=0, threads=1, videos=0)
         check_seed(self.seed)
         if not 0.0 <= self.quality <= 1.0:
             raise InvalidInputError(f"quality is {self.quality}, should be in [0, 1]")

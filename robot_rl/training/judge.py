@@ -23,6 +23,7 @@ from robot_rl.training.setup import (
     RESETS_HELP,
     EnvChoice,
     canonical_task,
+    check_least,
     check_seed,
     own_task,
 )
@@ -49,11 +50,7 @@ class EvalConfig:
     out: str = field(default="", metadata={"help": "folder for videos"})
 
     def __post_init__(self) -> None:
-        for name, least in (("episodes", 1), ("seed", 0), ("videos", 0)):
-            if getattr(self, name) < least:
-                raise InvalidInputError(
-                    f"{name} is {getattr(self, name)}, should be at least {least}"
-                )
+        check_least(self, episodes=1, seed=0, videos=0)
         check_seed(self.seed)
         if self.resets not in RESETS:
             raise unknown_name("resets", self.resets, RESETS)

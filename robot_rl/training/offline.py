@@ -45,6 +45,7 @@ from robot_rl.training.runs import (
 from robot_rl.training.setup import (
     EnvChoice,
     canonical_task,
+    check_least,
     check_seed,
     default_relabelling,
     new_agent,
@@ -81,13 +82,8 @@ class PretrainConfig:
     device: str = field(default="cpu", metadata={"help": "torch device, cpu or cuda"})
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("seed", 0), ("eval_every", 0), ("eval_episodes", 0),
-                            ("checkpoint_every", 1), ("log_every", 1), ("threads", 1),
-                            ("rate", 0)):
-            if getattr(self, name) < least:
-                raise InvalidInputError(
-                    f"{name} is {getattr(self, name)}, should be at least {least}"
-                )
+        check_least(self, steps=1, seed=0, eval_every=0, eval_episodes=0, checkpoint_every=1,
+                    log_every=1, threads=1, rate=0)
         if self.agent not in AGENTS:
             raise unknown_name("agent", self.agent, AGENTS)
         check_seed(self.seed)

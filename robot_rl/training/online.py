@@ -58,6 +58,7 @@ from robot_rl.training.runs import RateMeter, RunFolder, StopFlag, progress, rea
 from robot_rl.training.setup import (
     EnvChoice,
     canonical_task,
+    check_least,
     check_seed,
     dataset_info,
     default_relabelling,
@@ -107,13 +108,8 @@ class TrainConfig:
     device: str = field(default="cpu", metadata={"help": "torch device, cpu or cuda"})
 
     def __post_init__(self) -> None:
-        for name, least in (("env_steps", 1), ("seed", 0), ("warmup_steps", 0),
-                            ("updates_per_step", 0), ("eval_every", 0), ("eval_episodes", 1),
-                            ("checkpoint_every", 1), ("threads", 1)):
-            if not getattr(self, name) >= least:
-                raise InvalidInputError(
-                    f"{name} is {getattr(self, name)}, should be at least {least}"
-                )
+        check_least(self, env_steps=1, seed=0, warmup_steps=0, updates_per_step=0, eval_every=0,
+                    eval_episodes=1, checkpoint_every=1, threads=1)
         check_seed(self.seed)
         if not self.updates_per_step <= 1_000.0:
             raise InvalidInputError(

@@ -149,6 +149,15 @@ def check_seed(seed: int) -> None:
         raise InvalidInputError(f"seed is {seed}, should be in [0, {2**31})")
 
 
+def check_least(config: object, **least: int) -> None:
+    """Raise InvalidInputError unless each field of ``config`` that is named here is at least so
+    much."""
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if not value >= bound:
+            raise InvalidInputError(f"{name} is {value}, should be at least {bound}")
+
+
 def own_task(task: str) -> str:
     """The name of a task that an environment can be made of, or "" for free text, as recorded data
     may say."""
