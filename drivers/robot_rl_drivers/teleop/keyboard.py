@@ -22,7 +22,6 @@ import numpy as np
 
 from robot_rl.envs.robot_env import RobotEnv
 from robot_rl.errors import InvalidInputError
-from robot_rl.interfaces import Array
 from robot_rl_drivers.teleop.hand import (
     ACCEPT,
     GRIP,
@@ -102,17 +101,16 @@ class _Held:
 
     until_s: dict[str, float] = field(default_factory=dict)
 
-    def push(self, now_s: float) -> tuple[Array, float]:
+    def push(self, now_s: float, events: list[str]) -> Push:
+        """What the keys ask for, those that are held and those of ``events``."""
         ways = np.zeros(4)
         for key, until_s in self.until_s.items():
             if until_s > now_s:
                 axis, sign = MOVES[key.lower()]
                 ways[axis] += sign * (SLOW if key.isupper() else 1.0)
         ways = np.clip(ways, -1.0, 1.0)
-        return ways[:3], float(ways[3])
-
-    def any(self, now_s: float) -> bool:
-        return any(until_s > now_s for until_s in self.until_s.values())
+        held = any(until_s > now_s for until_s in self.until_s.values())
+        return Push(ways[:3], float(ways[3]), held, tuple(events))
 
 
 class TerminalKeys:
@@ -161,8 +159,7 @@ class TerminalKeys:
                 self._held.until_s[key] = now_s + self._options.release_s
             elif key in EVENTS:
                 events.append(EVENTS[key])
-        way, turn = self._held.push(now_s)
-        return Push(way, turn, self._held.any(now_s), tuple(events))
+        return self._held.push(now_s, events)
 
     def _second(self, now_s: float, alone: bool) -> list[str]:
         """A re-arm, where this key came a second time and by itself."""
@@ -257,8 +254,7 @@ class EventKeys:
                 self._let_go()  # what was lost may have been a release
             elif kind == _EV_KEY:
                 events += self._key(code, value)
-        way, turn = self._held.push(now_s)
-        return Push(way, turn, self._held.any(now_s), tuple(events))
+        return self._held.push(now_s, events)
 
     def forget(self) -> None:
         self._held = _Held()
