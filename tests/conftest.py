@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.storm.arm import RecordingGripper
 from robot_rl.data import DatasetInfo, DatasetWriter, Episode
 from robot_rl.errors import LateCommandError, SafetyError, StaleDataError
 from robot_rl.interfaces import ArmStatus, Array, JointSetpoints, JointState
@@ -97,20 +98,6 @@ class RowArm:
         self.fault = None
 
 
-class JumpGripper:
-    """A gripper that is where it was told to be."""
-
-    def __init__(self) -> None:
-        self.sent: list[float] = []
-
-    def opening(self, max_age_s: float) -> float:
-        return self.sent[-1] if self.sent else 0.0
-
-    def command(self, opening: float) -> float:
-        self.sent.append(opening)
-        return opening
-
-
 class RowClock:
     """Time that passes when it is told to, for an arm as well."""
 
@@ -140,7 +127,7 @@ class Bench:
         force: object = None,
         latch: Latch | None = None,
     ) -> None:
-        self.arm, self.gripper = RowArm(robot, period_s, lead_rows), JumpGripper()
+        self.arm, self.gripper = RowArm(robot, period_s, lead_rows), RecordingGripper()
         self.clock = RowClock(self.arm)
         self.safety = SafetyFilter(self.arm, self.gripper, self.clock, config,
                                    force=force, latch=latch)
