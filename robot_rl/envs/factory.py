@@ -133,6 +133,10 @@ def make_env(
         cameras = tuple(name for name in cameras if name in rig.cameras)
     with _closed_on_error(rig) as opened:
         if random is not None and random.latency_s > 0.0:
+            if rig.address is not None:
+                raise InvalidInputError(
+                    f"latency_s is {random.latency_s}, should be 0 on hardware: it has its own"
+                )
             rig.arm = DelayedArm(rig.arm)
         guard = guarded(rig, limits)
         if resetter is None:

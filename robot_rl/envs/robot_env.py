@@ -138,7 +138,7 @@ class RobotEnv(gymnasium.Env[Any, Any]):
         """
         super().reset(seed=seed)
         self.safety.check_released()
-        self.safety.rest()
+        self._pause()
         self._ready = False
         options = options or {}
         known = ("goal", "start", "generator", "goal_image")
@@ -434,6 +434,14 @@ class RobotEnv(gymnasium.Env[Any, Any]):
                 self.rig.arm.set_latency(latency_s)
         if options.touches_scene and self.rig.scene is not None:
             self.rig.scene.randomize(options.draw_scene(rng))
+
+    def _pause(self) -> None:
+        """The commander pauses; a delay changes only when nothing is on its way to the arm."""
+        self.safety.rest()
+        if self._resetter is not None and self.randomization.latency_s > 0.0:
+            self.safety.settle()
+            clock = self.rig.clock
+            clock.sleep_until(clock.now_s() + self.randomization.latency_s)
 
     def _posture(self, placement: Placement) -> Array:
         return self.safety.posture(placement.tool_m, placement.yaw_rad)

@@ -223,11 +223,11 @@ class SafetyFilter:
         return {
             "plan": self._plan,
             "due": self._due,
-            "q_rad": self._q,
-            "reached": self._reached,
-            "tool_m": self._tool,
+            "q_rad": self._q.copy(),
+            "reached": self._reached.copy(),
+            "tool_m": self._tool.copy(),
             "yaw_rad": self._yaw,
-            "measured_tool_m": self._measured_tool,
+            "measured_tool_m": self._measured_tool.copy(),
             "measured_at_s": self._measured_at_s,
             "counters": replace(self.counters, reasons=dict(self.counters.reasons)),
         }
@@ -239,9 +239,9 @@ class SafetyFilter:
         the arm.
         """
         self._plan, self._due = state["plan"], state["due"]
-        self._q, self._reached = state["q_rad"], state["reached"]
-        self._tool, self._yaw = state["tool_m"], state["yaw_rad"]
-        self._measured_tool = state["measured_tool_m"]
+        self._q, self._reached = state["q_rad"].copy(), state["reached"].copy()
+        self._tool, self._yaw = state["tool_m"].copy(), state["yaw_rad"]
+        self._measured_tool = state["measured_tool_m"].copy()
         self._measured_at_s = state["measured_at_s"]
         counters = state["counters"]
         self.counters = replace(counters, reasons=dict(counters.reasons))

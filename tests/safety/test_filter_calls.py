@@ -330,6 +330,23 @@ def test_the_measured_tool_is_part_of_a_state():
     assert first.delta_m.tolist() == again.delta_m.tolist()
 
 
+def test_what_is_done_to_a_saved_state_does_not_reach_the_filter():
+    at = At()
+    at.steps(3, (0.02, 0.01, 0.0), 0.02)
+    saved = at.safety.get_state()
+    arrays = [key for key, value in saved.items() if isinstance(value, np.ndarray)]
+    assert set(arrays) == {"q_rad", "reached", "tool_m", "measured_tool_m"}
+    before = {key: saved[key].copy() for key in arrays}
+    for key in arrays:
+        saved[key][:] = np.nan
+    again = at.safety.get_state()
+    assert all((again[key] == before[key]).all() for key in arrays)
+    at.safety.set_state(again)
+    for key in arrays:
+        again[key][:] = np.nan
+    assert all((at.safety.get_state()[key] == before[key]).all() for key in arrays)
+
+
 # -- configuration ------------------------------------------------------------------------------
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from robot_rl.envs import factory
+from robot_rl.envs.factory import make_env
 from robot_rl.envs.latency import DelayedArm
-from robot_rl.errors import LateCommandError, SafetyError
+from robot_rl.errors import InvalidInputError, LateCommandError, SafetyError
 from robot_rl.interfaces import JointSetpoints
 from robot_rl.safety import SafetyFilter
 
@@ -172,3 +174,49 @@ def test_a_silent_commander_is_noticed_over_a_slow_line_too(bench):
     assert at.safety.held == "no command for 0.16 s"
     with pytest.raises(SafetyError, match="no command"):
         at.step(np.zeros(3))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_delay_that_is_drawn_anew_in_mid_motion_makes_no_step(seed):
+    pytest.importorskip("mujoco")
+
+    env = make_env("Reach", "panda", resets="arm", randomization={"latency_s": 0.2})
+    inner, sent = env.rig.arm._arm, []
+    command = inner.command
+
+    def noted(setpoints):
+        del sent[setpoints.at:]
+        while len(sent) < setpoints.at:
+            sent.append(sent[-1])
+        sent.extend(setpoints.position_rad)
+        return command(setpoints)
+
+    inner.command = noted
+    try:
+        env.reset(seed=seed)
+        for _ in range(3):
+            for _ in range(4):
+                env.step(np.ones(3))
+            env.reset()
+    finally:
+        env.close()
+    limits = inner.spec.limits("velocity_rad_s")
+    step = np.abs(np.diff(np.array(sent), axis=0)) / inner.period_s
+    assert (step <= 1.001 * limits).all()
+    change = np.abs(np.diff(step, axis=0)) / inner.period_s
+    assert (change <= 1.01 * inner.spec.limits("acceleration_rad_s2")).all()
+
+
+def test_hardware_has_its_own_delay(monkeypatch):
+    pytest.importorskip("mujoco")
+
+    make_rig = factory.make_rig
+
+    def hardware(backend, request):
+        rig = make_rig(backend, request)
+        rig.address = "nowhere"
+        return rig
+
+    monkeypatch.setattr(factory, "make_rig", hardware)
+    with pytest.raises(InvalidInputError, match=r"latency_s is 0.1, should be 0 on hardware"):
+        make_env("Reach", "panda", randomization={"latency_s": 0.1})
