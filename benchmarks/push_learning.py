@@ -48,6 +48,8 @@ def main() -> int:
     parser.add_argument("--robot", default="sawyer")
     parser.add_argument("--task", default="Push")
     parser.add_argument("--threads", type=int, default=2, help="cores that updates use")
+    parser.add_argument("--join", action="store_true", help="keep what the result file holds of "
+                        "other engines, for one process an engine")
     parser.add_argument("--work", type=Path, help="keep the runs in this folder")
     parser.add_argument("--out", type=Path, default=OUT, help=f"default: {OUT.name} beside others")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
@@ -60,10 +62,18 @@ def main() -> int:
         "seeds": args.seeds,
         "held_out_goals": DemoConfig().eval_episodes,
         "command": "python benchmarks/push_learning.py --seeds "
-        f"{' '.join(map(str, args.seeds))} --backends {' '.join(args.backends)}",
+        f"{' '.join(map(str, args.seeds))} --backends {' '.join(args.backends)}"
+        f"{' --join' if args.join else ''}",
         "versions": {"robot_rl": robot_rl.__version__, "python": platform.python_version()},
         "backends": {},
     }
+    if args.join and args.out.exists():
+        before = json.loads(args.out.read_text())
+        same = ("task", "robot", "seeds", "held_out_goals", "versions")
+        if any(before[key] != result[key] for key in same):
+            parser.error(f"{args.out} is of another run: {', '.join(same)} have to be the same")
+        result["backends"] = {k: v for k, v in before["backends"].items() if k not in args.backends}
+        result["command"] += f", after {before['command'].removeprefix('python ')}"
     with tempfile.TemporaryDirectory() as scratch:
         work = args.work or Path(scratch)
         for backend in args.backends:
