@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,46 +22,11 @@ from rosbags.typesys import Stores, get_typestore
 from robot_rl.errors import InvalidInputError, StaleDataError
 from robot_rl.ros import runtime
 from robot_rl.ros.runtime import dds, services, types
-from robot_rl.ros.runtime.node import Parameter, expand
+from robot_rl.ros.runtime.node import expand
 from robot_rl.ros.runtime.qos import QoS
+from tests.ros.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def until(check: Callable[[], bool], timeout_s: float = 10.0) -> bool:
-    """Wait for ``check``; whether it came true."""
-    deadline = time.monotonic() + timeout_s
-    while not check():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.005)
-    return True
-
-
-@pytest.fixture(autouse=True)
-def embedded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ROBOT_RL_ROS_RUNTIME", "embedded")
-
-
-@pytest.fixture
-def domain() -> int:
-    return 100 + os.getpid() % 100
-
-
-@pytest.fixture
-def node(domain: int) -> Iterator[Callable[..., Any]]:
-    """Makes nodes that spin until the test ends."""
-    made: list[tuple[Any, runtime.Spinner]] = []
-
-    def make(name: str, **options: Any) -> Any:
-        one = runtime.make_node(name, domain_id=domain, **options)
-        made.append((one, runtime.Spinner(one)))
-        return one
-
-    yield make
-    for one, spinner in made:
-        spinner.close()
-        runtime.destroy(one)
 
 
 JOINTS = "sensor_msgs/msg/JointState"
@@ -352,27 +317,6 @@ def test_a_callback_that_raises_does_not_stop_the_others(
     assert "on purpose" in caplog.text
     # None early, and none made up for.
     assert min(np.diff(ticks)) > 0.002
-
-
-def test_parameters() -> None:
-    one = runtime.make_node("a", domain_id=99, parameters={"speed": 0.5})
-    try:
-        assert one.declare_parameter("speed", 1.0).value == 0.5
-        assert one.declare_parameter("mode", "joint").value == "joint"
-
-        class Answer:
-            successful = False
-            reason = "too fast"
-
-        assert one.set_parameters([Parameter("speed", 0.2)])[0].successful
-        one.add_on_set_parameters_callback(lambda parameters: Answer())
-        refused = one.set_parameters([Parameter("speed", 9.0)])[0]
-        assert not refused.successful and refused.reason == "too fast"
-        assert one.get_parameter("speed").value == 0.2
-        with pytest.raises(InvalidInputError, match="did you mean 'speed'"):
-            one.get_parameter("sped")
-    finally:
-        runtime.destroy(one)
 
 
 ECHO = """

@@ -11,11 +11,13 @@ import re
 import threading
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from robot_rl.errors import InvalidInputError, MissingDependencyError
 from robot_rl.ros.runtime.qos import QoS
 from robot_rl.ros.runtime.types import store
+
+T = TypeVar("T")
 
 LOOPBACK = "loopback"
 """The network that keeps the graph on this machine."""
@@ -42,6 +44,7 @@ def _cyclonedds() -> Any:
         import cyclonedds.core
         import cyclonedds.domain
         import cyclonedds.pub
+        import cyclonedds.qos
         import cyclonedds.sub
         import cyclonedds.topic
     except ImportError as error:
@@ -184,7 +187,7 @@ class Participant:
     """
 
     _open: dict[int, Participant] = {}
-    _lock = threading.Lock()
+    _lock = threading.RLock()
 
     @classmethod
     def of(cls, domain_id: int, network: str = LOOPBACK) -> Participant:
@@ -210,14 +213,25 @@ class Participant:
         try:
             if not os.environ.get("CYCLONEDDS_URI"):
                 self._domain = dds.domain.Domain(domain_id, network_config(network))
-            self.entity = dds.domain.DomainParticipant(domain_id)
+            # The security enclave that ROS 2 expects to be told, the one of whoever has none.
+            qos = dds.qos.Qos(dds.qos.Policy.Userdata(b"enclave=/;"))
+            self.entity = dds.domain.DomainParticipant(domain_id, qos=qos)
         except dds.core.DDSException as error:
             raise InvalidInputError(
                 f"no DDS participant in domain {domain_id} on the network {network!r} ({error}); "
                 "is there such an interface, and is CYCLONEDDS_URI right where it is set?"
             ) from None
         self._topics: dict[tuple[str, str, bool], Any] = {}
-        self._graph: dict[str, _Endpoints] = {}
+        self._graph: dict[str, _Discovered] = {}
+        self._companions: dict[type, Any] = {}
+
+    def companion(self, kind: type[T]) -> T:
+        """The one ``kind(participant)`` of this participant, made at the first call."""
+        with self._lock:
+            if kind not in self._companions:
+                self._companions[kind] = kind(self)  # type: ignore[call-arg]
+            found: T = self._companions[kind]
+            return found
 
     def release(self) -> None:
         """One user less; the last one takes the participant along."""
@@ -227,6 +241,7 @@ class Participant:
                 del self._open[self.domain_id]
                 self._topics.clear()
                 self._graph.clear()
+                self._companions.clear()
                 close(self.entity)
                 if self._domain is not None:
                     close(self._domain)
@@ -259,33 +274,44 @@ class Participant:
         """Writers (``kind`` "writers") or readers of the DDS topic ``name``, discovered so far."""
         with self._lock:
             if kind not in self._graph:
-                self._graph[kind] = _Endpoints(self.entity, kind)
-            return self._graph[kind].of(name)
+                self._graph[kind] = _Discovered(self.entity, kind)
+            return [each for each in self._graph[kind].alive() if each.topic_name == name]
+
+    def participants(self) -> list[bytes]:
+        """The identities of the participants of this domain, discovered so far, this one's too."""
+        with self._lock:
+            if "participants" not in self._graph:
+                self._graph["participants"] = _Discovered(self.entity, "participants")
+            return [each.key.bytes for each in self._graph["participants"].alive()]
 
 
-class _Endpoints:
-    """The writers or readers of a domain, kept up to date with what discovery says is new."""
+class _Discovered:
+    """The writers, readers or participants of a domain, kept up to date with what discovery says
+    is new."""
 
     def __init__(self, participant: Any, kind: str) -> None:
         from cyclonedds.builtin import (
             BuiltinDataReader,
+            BuiltinTopicDcpsParticipant,
             BuiltinTopicDcpsPublication,
             BuiltinTopicDcpsSubscription,
         )
 
-        topics = {"writers": BuiltinTopicDcpsPublication, "readers": BuiltinTopicDcpsSubscription}
+        topics = {"writers": BuiltinTopicDcpsPublication, "readers": BuiltinTopicDcpsSubscription,
+                  "participants": BuiltinTopicDcpsParticipant}
         self._reader = BuiltinDataReader(participant, topics[kind])
         self._known: dict[Any, Any] = {}
 
-    def of(self, name: str) -> list[Any]:
+    def alive(self) -> list[Any]:
         from cyclonedds.core import InstanceState
 
         for each in self._reader.take(N=1024):
-            if each.sample_info.instance_state & InstanceState.Alive and each.topic_name:
+            named = getattr(each, "topic_name", True)
+            if each.sample_info.instance_state & InstanceState.Alive and named:
                 self._known[each.key] = each
             else:
                 self._known.pop(each.key, None)
-        return [each for each in self._known.values() if each.topic_name == name]
+        return list(self._known.values())
 
 
 def taken(reader: Any, most: int = 64) -> Iterator[Sample]:
@@ -298,6 +324,12 @@ def taken(reader: Any, most: int = 64) -> Iterator[Sample]:
 def write(writer: Any, data: bytes) -> None:
     """Send CDR bytes (with their header)."""
     writer.write(writer.data_type(data))
+
+
+def guid(entity: Any) -> bytes:
+    """The 16 bytes by which discovery knows an entity."""
+    identity: bytes = entity.get_guid().bytes
+    return identity
 
 
 def close(entity: Any) -> None:

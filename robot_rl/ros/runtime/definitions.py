@@ -139,6 +139,13 @@ action_msgs/GoalInfo[] goals_canceling""",
         "rcl_interfaces/Parameter[] parameters",
         "rcl_interfaces/SetParametersResult[] results",
     ),
+    "rcl_interfaces/srv/GetParameterTypes": ("string[] names", "uint8[] types"),
+    "rcl_interfaces/srv/SetParametersAtomically": (
+        "rcl_interfaces/Parameter[] parameters", "rcl_interfaces/SetParametersResult result"
+    ),
+    "rcl_interfaces/srv/DescribeParameters": (
+        "string[] names", "rcl_interfaces/ParameterDescriptor[] descriptors"
+    ),
     "rcl_interfaces/srv/ListParameters": (
         "uint64 DEPTH_RECURSIVE=0\nstring[] prefixes\nuint64 depth",
         "rcl_interfaces/ListParametersResult result",

@@ -6,13 +6,15 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from robot_rl.errors import InvalidInputError, unknown_name
+from robot_rl.errors import InvalidInputError
 from robot_rl.ros.runtime import dds
 from robot_rl.ros.runtime.executor import Executor
+from robot_rl.ros.runtime.graph import Graph
+from robot_rl.ros.runtime.parameters import Parameter as Parameter
+from robot_rl.ros.runtime.parameters import Parameters
 from robot_rl.ros.runtime.qos import QoS, as_qos
 from robot_rl.ros.runtime.services import Client, Service
 from robot_rl.ros.runtime.types import (
@@ -66,22 +68,6 @@ class Clock:
 
     def now(self) -> Time:
         return Time(time.time_ns())
-
-
-@dataclass
-class Parameter:
-    """A named value: bool, int, float, str or a list of one of them."""
-
-    name: str
-    value: Any = None
-
-
-@dataclass
-class ParameterResult:
-    """Whether a parameter was taken, and if not, why."""
-
-    successful: bool
-    reason: str = ""
 
 
 class Timer:
@@ -201,15 +187,15 @@ class Node:
             _check_name(namespace, "namespace")
         self.participant = dds.Participant.of(dds.domain_from(domain_id), network)
         self.executor = Executor(self.participant)
-        self._given = dict(parameters or {})
-        self._parameters: dict[str, Parameter] = {}
-        self._on_set: list[Callable[[list[Parameter]], Any]] = []
+        self._graph = Graph.of(self.participant)
+        self._parameters = Parameters(self, parameters or {})
         self._ends: list[Any] = []
         self._timers: list[Timer] = []
         self._lock = threading.RLock()
         self._clock = Clock()
         self._logger = Logger(logging.getLogger(f"ros.{name}"), {})
         self._destroyed = False
+        self._graph.join(self._namespace, self._name)
 
     def get_name(self) -> str:
         return self._name
@@ -263,6 +249,7 @@ class Node:
     def _keep(self, end: Any) -> Any:
         with self._lock:
             self._ends.append(end)
+        self._graph.add(self._namespace, self._name, end)
         return end
 
     def _serve(self, end: Any) -> Any:
@@ -276,6 +263,7 @@ class Node:
             self._ends.remove(end)
         if hasattr(end, "serve"):
             self.executor.remove(end)
+        self._graph.remove(self._namespace, self._name, end)
         end.close()
         return True
 
@@ -309,44 +297,56 @@ class Node:
         name = dds.topic_name(self.resolve_topic_name(topic_name))
         return len(self.participant.endpoints(name, "readers"))
 
-    # Parameters. Other nodes do not see them: the services of rcl_interfaces are not offered.
+    def get_node_names_and_namespaces(self) -> list[tuple[str, str]]:
+        """Name and namespace of every node discovered so far, this one among them."""
+        return self._graph.nodes()
 
-    def declare_parameter(self, name: str, value: Any = None) -> Parameter:
-        """Have a parameter, with the value the node was started with or ``value``."""
-        if name in self._parameters:
-            raise InvalidInputError(f"parameter {name!r} is declared already")
-        self._parameters[name] = Parameter(name, self._given.get(name, value))
-        return self._parameters[name]
+    # Parameters, which other nodes see from the first declaration on.
+
+    def declare_parameter(
+        self, name: str, value: Any = None, descriptor: Any = None, ignore_override: bool = False
+    ) -> Parameter:
+        """Have a parameter, with the value that the node was started with or ``value``; a type in
+        place of a value stands for none yet. ``descriptor`` is a
+        rcl_interfaces/msg/ParameterDescriptor: description, range, whether it may be set.
+
+        Raises:
+            InvalidInputError: it is declared already, or the value does not fit.
+        """
+        return self._parameters.declare(name, value, descriptor, ignore_override)
 
     def has_parameter(self, name: str) -> bool:
-        return name in self._parameters
+        return self._parameters.has(name)
 
     def get_parameter(self, name: str) -> Parameter:
-        if name not in self._parameters:
-            raise unknown_name("parameter", name, self._parameters)
-        return self._parameters[name]
+        """A copy of the parameter as it is now; raises InvalidInputError where there is none."""
+        return self._parameters.get(name)
 
-    def set_parameters(self, parameters: Iterable[Parameter]) -> list[ParameterResult]:
-        """Set each that was declared and that no callback objects to."""
-        return [self._set_parameter(parameter) for parameter in parameters]
+    def describe_parameter(self, name: str) -> Any:
+        """The descriptor of a parameter; raises InvalidInputError where there is none."""
+        return self._parameters.describe(name)
 
-    def _set_parameter(self, parameter: Parameter) -> ParameterResult:
-        if parameter.name not in self._parameters:
-            return ParameterResult(False, str(unknown_name("parameter", parameter.name,
-                                                           self._parameters)))
-        for callback in self._on_set:
-            answer = callback([parameter])
-            if not answer.successful:
-                return ParameterResult(False, answer.reason)
-        self._parameters[parameter.name].value = parameter.value
-        return ParameterResult(True)
+    def set_parameters(self, parameter_list: list[Parameter]) -> list[Any]:
+        """Set each that was declared, fits, and that no callback objects to; their
+        rcl_interfaces/msg/SetParametersResult, in order."""
+        return self._parameters.set(parameter_list)
+
+    def set_parameters_atomically(self, parameter_list: list[Parameter]) -> Any:
+        """As :meth:`set_parameters`, all of them or none; one result."""
+        return self._parameters.set_together(parameter_list)
 
     def add_on_set_parameters_callback(
         self, callback: Callable[[list[Parameter]], Any]
     ) -> None:
-        """Ask ``callback(parameters)`` before a parameter is set; it returns something with
-        ``successful`` and ``reason``."""
-        self._on_set.append(callback)
+        """Ask ``callback(parameters)`` before they are set; it returns something with
+        ``successful`` and ``reason``. The callback added last is asked first."""
+        self._parameters.ask(callback)
+
+    def remove_on_set_parameters_callback(
+        self, callback: Callable[[list[Parameter]], Any]
+    ) -> None:
+        """Ask it no more."""
+        self._parameters.ask_no_more(callback)
 
     def destroy_node(self) -> None:
         """Leave the graph; idempotent. Nothing may spin it any more."""
@@ -358,6 +358,7 @@ class Node:
         for timer in list(self._timers):
             timer.cancel()
         self.executor.shutdown()
+        self._graph.leave(self._namespace, self._name)
         for end in reversed(ends):
             if hasattr(end, "serve"):
                 self.executor.remove(end)
