@@ -30,6 +30,10 @@ class SafetyError(RobotRLError):
     """A command was refused, or the arm is held, by the safety filter."""
 
 
+class MotionInterruptedError(RobotRLError):
+    """A motion was broken off, as somebody asked; the arm comes to rest."""
+
+
 class MissingDependencyError(RobotRLError, ImportError):
     """An optional dependency is missing; the message says which extra brings it."""
 

@@ -259,7 +259,8 @@ class SetpointStreamer:
             self._last = None  # it held by itself meanwhile; the next command begins anew
             return
         self._drop(f"the command stream stopped for {late_s + self.period_s:.3f} s, longer than "
-                   f"{self.max_gap_s + self.period_s:.3f} s")
+                   f"{self.max_gap_s + self.period_s:.3f} s: this machine did not let the program "
+                   "run; end what else runs on it, or allow more (--rig max_gap_s=S)")
 
     def _drop(self, reason: str | None) -> None:
         self._queue = self._queue[:0]

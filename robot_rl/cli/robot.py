@@ -206,9 +206,10 @@ def _jog_run(args: argparse.Namespace) -> Outcome:
         raise unknown_name("axis", args.axis, axes)
     most, unit = (_LONGEST_JOG_M, "m") if args.axis in _LENGTHS else (_LONGEST_JOG_RAD, "rad")
     if not 0.0 < abs(args.by) <= most:
-        raise InvalidInputError(f"--by is {args.by}, should be in [-{most}, {most}] {unit}, not 0")
+        raise InvalidInputError(f"--by is {args.by}, should be in [-{most}, {most}] {unit} "
+                                "and other than 0")
     with _driven(args) as motion:
-        before = _places(motion)
+        config, before = motion.safety.config, _places(motion)
         arrival = _jog(motion, args)
         after = _places(motion)
     executed, measured = (
@@ -222,9 +223,20 @@ def _jog_run(args: argparse.Namespace) -> Outcome:
         text += f"\nit did not arrive: {arrival.why}"
     reached = bool(arrival) and abs(measured - args.by) <= 0.25 * abs(args.by) + _NEAR[unit]
     if arrival and not reached:
-        text += "\nthe safety filter shortened the way: the box, or a joint's limit, is there"
+        text += f"\nthe safety filter shortened the way: {_limit(args, config, before)} is there"
     values["reached"] = reached
     return Outcome(values, text, 0 if reached else 1)
+
+
+def _limit(args: argparse.Namespace, config: SafetyConfig, before: tuple[Place, Place]) -> str:
+    """What is in the way of a jog that ended early."""
+    if args.axis in _LENGTHS:
+        k = _LENGTHS.index(args.axis)
+        low, high = config.box_min_m[k], config.box_max_m[k]
+        wanted = float(before[1][0][k]) + args.by
+        if not low < wanted < high:
+            return f"the box, whose {args.axis} goes from {low:+.3f} to {high:+.3f} m,"
+    return "the box, or a joint's limit,"
 
 
 def _jog(motion: Motion, args: argparse.Namespace) -> Arrival:
@@ -277,12 +289,14 @@ def _rearm_run(args: argparse.Namespace) -> Outcome:
     try:
         safety = guarded(rig)
         status = rig.arm.status()
-        why = [text for text in (safety.held, None if status.ready else status.fault
-                                 or "the arm takes no commands") if text is not None]
+        fault = None if status.ready else status.fault or "the arm takes no commands"
+        if fault is not None and fault in (safety.held or ""):
+            fault = None
+        why = [text for text in (safety.held, fault) if text is not None]
         if not why:
             return Outcome({"rearmed": False, "held": None},
                            "the arm is not held, there is nothing to re-arm")
-        print(f"held: {'; '.join(dict.fromkeys(why))}", file=sys.stderr)
+        print(f"held: {'; '.join(why)}", file=sys.stderr)
         if not args.yes:
             _ask(args)
         safety.rearm()

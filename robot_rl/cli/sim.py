@@ -122,6 +122,11 @@ examples:
 
 A simulated robot prints one line that begins with "ready" (with --json a JSON object) when it can
 be driven, and stops at Ctrl-C or SIGTERM.
+With --control-port 7001 things can be made to go wrong, by lines of JSON:
+  echo '{"fault": "estop"}' | nc -q1 127.0.0.1 7001
+Both robots know estop and clear (everything whole again, the button up), silent, nan, deaf and
+push; a Sawyer also frozen, collision, cuff, hang and others, a Franka reflex, stuck and die. An
+unknown fault is answered with the list.
 """
 
 COMMAND = group(

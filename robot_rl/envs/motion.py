@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from robot_rl.errors import InvalidInputError
+from robot_rl.errors import InvalidInputError, MotionInterruptedError
 from robot_rl.interfaces import Array, Rig
 from robot_rl.kinematics import wrap_angle
 from robot_rl.safety import SafetyFilter
@@ -25,8 +25,8 @@ CLEAR_M = 0.1
 _STILL_M_S = 0.008
 _STILL_RAD_S = 0.02
 _SETTLE_S = 2.0
-# Nearer than this, the arm is shifted by what it is measured to be off.
-_TRIM_WITHIN_M = 0.02
+# Nearer than this, the arm is shifted by what it is measured to be off, once it was sent there.
+_TRIM_WITHIN_M, _SENT_M = 0.02, 0.001
 _LARGEST_TRIM_M = 0.01
 _TRIM_GAIN = 0.3
 # How far from straight up a lift that is stuck may go, twice.
@@ -61,7 +61,7 @@ class Motion:
 
     ``on_step`` is called after every control period, e.g. to draw or to log. Every motion raises
     what the filter raises: SafetyError where the arm is held, StaleDataError where its state is
-    too old.
+    too old; and MotionInterruptedError once :attr:`interrupted`, if there is one, returns true.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class Motion:
         self.rig = rig
         self.safety = safety
         self.period_s = 1.0 / float(control_hz)
+        self.interrupted: Callable[[], bool] | None = None
         self._on_step = on_step
         self._tick_s: float | None = None
 
@@ -145,6 +146,9 @@ class Motion:
         self.rig.clock.sleep_until(self._tick_s)
         if self._on_step is not None:
             self._on_step()
+        if self.interrupted is not None and self.interrupted():
+            self.pause()
+            raise MotionInterruptedError("the motion was broken off, as was asked")
 
     def tool(self) -> tuple[Array, Array]:
         """Measured tool position (3,) [m] and velocity (3,) [m/s] in the workspace frame."""
@@ -201,7 +205,8 @@ class Motion:
             still = float(np.linalg.norm(tool - before)) < _STILL_M_S * self.period_s
             if error <= tolerance_m and turn <= tolerance_rad and still:
                 return self._end(Arrival(True, error, progress.time_s))
-            if still and error < _TRIM_WITHIN_M:
+            sent = float(np.linalg.norm(target + trim - self.safety.setpoint_tool_m)) < _SENT_M
+            if still and sent and error < _TRIM_WITHIN_M:
                 trim = np.clip(trim + _TRIM_GAIN * off, -_LARGEST_TRIM_M, _LARGEST_TRIM_M)
             why = progress.over(error / _STALLED_M + turn / _STALLED_RAD)
             if why:
@@ -214,14 +219,14 @@ class Motion:
     ) -> Arrival:
         """Move the tool by ``delta_m`` (3,) [m] and ``yaw_rad`` from where it is measured to be.
 
-        What would leave the box ends at its face.
+        What would leave the box ends just inside its face, as far as the filter lets the tool go.
         """
         delta = np.asarray(delta_m, dtype=np.float64)
         if delta.shape != (3,) or not np.isfinite(delta).all() or not np.isfinite(yaw_rad):
             raise InvalidInputError(
                 f"jog by {delta_m!r} m and {yaw_rad} rad: should be 3 finite lengths and an angle"
             )
-        target = self.clip(self.tool()[0] + delta)
+        target = self.safety.planner.inside(self.tool()[0] + delta)
         return self.move_tool_to(target, wrap_angle(self.yaw() + yaw_rad), speed_m_s,
                                  tolerance_m=0.002)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ import gymnasium
 from robot_rl.data import DatasetWriter, RecordingOptions
 from robot_rl.data.frames import CODECS
 from robot_rl.envs.scripted import ScriptedPolicy
-from robot_rl.errors import InvalidInputError, unknown_name
+from robot_rl.errors import InvalidInputError, MotionInterruptedError, unknown_name
 from robot_rl.training.checkpoint import load_agent
 from robot_rl.training.evaluate import (
     AgentPolicy,
@@ -134,7 +135,8 @@ def collect(
             config.out, info, overwrite=overwrite, options=options
         ) as writer, StopFlag().watching() as flag, progress(
             config.episodes, f"collect {env.task}", "episode", quiet=quiet
-        ) as bar:
+        ) as bar, suppress(MotionInterruptedError):
+            flag.break_off_resets(world)
             while writer.count < config.episodes and not flag.stop:
                 seed = training_seed(10_000 * config.seed) if writer.count == 0 else None
                 episode, _ = run_episode(world, policy, seed=seed, log=writer)

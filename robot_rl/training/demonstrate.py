@@ -26,6 +26,7 @@ from robot_rl.envs.robot_env import RobotEnv
 from robot_rl.errors import (
     InvalidInputError,
     LateCommandError,
+    MotionInterruptedError,
     SafetyError,
     StaleDataError,
     unknown_name,
@@ -298,6 +299,7 @@ class Session:
         self._bar, self._quiet = bar, quiet
         self._live_policy = policy is not None
         watch_operator(world, operator)
+        flag.break_off_resets(world)
 
     def run(self) -> None:
         """Record until ``episodes`` are accepted, or something ends it first."""
@@ -307,6 +309,8 @@ class Session:
         while not self._over():
             try:
                 why = self._attempt(seed)
+            except MotionInterruptedError:
+                return
             except ARM_ERRORS as error:
                 # Nothing moved for an episode yet: the reset was refused.
                 why = self.world.safety.held or str(error)
@@ -445,7 +449,8 @@ class Session:
         """The arm is held: only the operator's explicit act releases it."""
         safety = self.world.safety
         if not self.operator.interactive:
-            self.tally.stopped = f"the arm is held ({why}), and there is nobody to re-arm it"
+            self.tally.stopped = (f"the arm is held ({why}), and there is nobody to re-arm it: "
+                                  "look at it, then use `robot-rl robot rearm`")
             return
         self.operator.forget_rearm()
         self.say(f"the arm is held ({why}); look at it, then re-arm, or quit")

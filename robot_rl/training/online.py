@@ -8,6 +8,7 @@ episodes only fill the practice buffer, without updates (seed 001, chapters 7, 8
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from robot_rl.data import (
     Relabelling,
     Replay,
 )
-from robot_rl.errors import InvalidInputError, unknown_name
+from robot_rl.errors import InvalidInputError, MotionInterruptedError, unknown_name
 from robot_rl.training.checkpoint import (
     AgentInfo,
     describe,
@@ -307,7 +308,7 @@ def _loop(practice: _Practice, quiet: bool) -> dict[str, Any]:
     alone = inner is not None and inner.rig.scene is None
     judge = practice.env if alone else EnvChoice(**practice.description.env).make()
     scores: EvalResult | None = None
-    meter, first = RateMeter(), practice.step
+    meter = RateMeter()
     if practice.step == 0:
         # Seeded once; every later episode follows from the environment's generator.
         practice.env.reset(seed=training_seed(config.seed))
@@ -315,25 +316,9 @@ def _loop(practice: _Practice, quiet: bool) -> dict[str, Any]:
         with StopFlag().watching() as flag, progress(
             config.env_steps, f"train {agent.name}", "step", start=practice.step, quiet=quiet
         ) as bar:
-            while practice.step < config.env_steps and not flag.stop:
-                episode = _episode(practice)
-                metrics = _learn(practice, len(episode))
-                bar.update(len(episode))
-                run.log(practice.step, {
-                    **metrics,
-                    "practice/return": float(episode.reward.sum()),
-                    "practice/success": float(episode.success[-1]),
-                    "steps_per_second": meter.rate(practice.step - first),
-                })
-                done = practice.step >= config.env_steps
-                if _crossed(practice.step, len(episode), config.eval_every) and not done:
-                    with meter.pause():
-                        scores = _judge(practice, judge, bar)
-                if _crossed(practice.step, len(episode), config.checkpoint_every) and not done:
-                    with meter.pause():
-                        _save(practice)
-            if practice.step >= config.env_steps:
-                scores = _judge(practice, judge, bar)
+            flag.break_off_resets(practice.env)
+            with suppress(MotionInterruptedError):
+                scores = _practise(practice, judge, meter, bar, flag)
             checkpoint = _save(practice)
     finally:
         judge.close()
@@ -350,15 +335,51 @@ def _loop(practice: _Practice, quiet: bool) -> dict[str, Any]:
     }
 
 
+def _practise(
+    practice: _Practice, judge: Any, meter: RateMeter, bar: Any, flag: StopFlag
+) -> EvalResult | None:
+    """Practise until it is enough or the flag is up; the last evaluation.
+
+    Raises:
+        MotionInterruptedError: the flag went up during a reset by the arm.
+    """
+    config, first = practice.config, practice.step
+    scores: EvalResult | None = None
+    while practice.step < config.env_steps and not flag.stop:
+        episode = _episode(practice)
+        metrics = _learn(practice, len(episode))
+        bar.update(len(episode))
+        practice.run.log(practice.step, {
+            **metrics,
+            "practice/return": float(episode.reward.sum()),
+            "practice/success": float(episode.success[-1]),
+            "steps_per_second": meter.rate(practice.step - first),
+        })
+        done = practice.step >= config.env_steps
+        if _crossed(practice.step, len(episode), config.eval_every) and not done:
+            with meter.pause():
+                scores = _judge(practice, judge, bar)
+        if _crossed(practice.step, len(episode), config.checkpoint_every) and not done:
+            with meter.pause():
+                _save(practice)
+    return _judge(practice, judge, bar) if practice.step >= config.env_steps else scores
+
+
 def _episode(practice: _Practice) -> Episode:
     config, agent = practice.config, practice.agent
     policy: Policy = AgentPolicy(agent, sample=config.exploration == "sample")
     if not config.from_run and practice.step < config.warmup_steps:
         seed = int(practice.rng.integers(0, 2**31))
         policy = RandomPolicy(agent.action_dim, seed)
-    episode, _ = run_episode(
-        practice.env, policy, max_steps=config.env_steps - practice.step, log=practice.writer
-    )
+    generator = practice.env.unwrapped.np_random.bit_generator
+    before = generator.state
+    try:
+        episode, _ = run_episode(
+            practice.env, policy, max_steps=config.env_steps - practice.step, log=practice.writer
+        )
+    except MotionInterruptedError:
+        generator.state = before  # the episode that did not begin is still to come
+        raise
     practice.online.add(episode)
     practice.step += len(episode)
     practice.episodes += 1

@@ -121,6 +121,12 @@ class StopFlag:
     def __init__(self) -> None:
         self.stop = False
 
+    def break_off_resets(self, env: Any) -> None:
+        """Have resets by the arm broken off, with MotionInterruptedError, once it is up."""
+        motion = getattr(getattr(env.unwrapped, "resetter", None), "motion", None)
+        if motion is not None:
+            motion.interrupted = lambda: self.stop
+
     @contextmanager
     def watching(self) -> Iterator[StopFlag]:
         """Watch the signals inside the block; a second signal acts at once."""

@@ -138,13 +138,16 @@ class Folders:
                 self._rejected.close()
         finally:
             self.accepted.close()
-            if isinstance(error, InvalidInputError) and not isinstance(error, StorageError):
+            unusable = isinstance(error, InvalidInputError) and not isinstance(error, StorageError)
+            if error is None or unusable:
                 self._unmake()
 
     def _unmake(self) -> None:
         """What could not even begin leaves no folder behind."""
         path = self.accepted.path
         if not self._made or self.accepted.count or self._rejected is not None:
+            return
+        if {entry.name for entry in path.iterdir()} - {EPISODES, "dataset.json", LOCK}:
             return
         with contextlib.suppress(OSError):
             (path / EPISODES).rmdir()

@@ -97,6 +97,19 @@ def finger_stiffness(spec: RobotSpec) -> float:
     return spec.gripper.force_n / spec.gripper.finger_stroke_m
 
 
+def _refuse_hardware(request: RigRequest) -> None:
+    """Raises InvalidInputError where a rig is described that is not there."""
+    for key, value in request.options.items():
+        raise InvalidInputError(
+            f"rig option {key!r} (of value {value!r}) is unknown: a simulated rig takes none"
+        )
+    for name, source in request.cameras.items():
+        rendered = ", ".join(camera.name for camera in request.scene.cameras) or "none"
+        raise InvalidInputError(
+            f"camera {name!r} is given as {source!r}; a simulated rig renders its own: {rendered}"
+        )
+
+
 class Simulation(ABC):
     """An arm, its gripper and a scene in one engine; it is its own clock, tracker and scene
     control (:class:`robot_rl.interfaces.SceneControl`).
@@ -111,6 +124,7 @@ class Simulation(ABC):
             )
         if request.render_quality not in RENDER_QUALITIES:
             raise unknown_name("render quality", request.render_quality, RENDER_QUALITIES)
+        _refuse_hardware(request)
         self.request = request
         self.spec = request.robot
         self.scene = request.scene

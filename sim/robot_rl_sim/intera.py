@@ -307,7 +307,9 @@ class SimulatedSawyer:
     def control(self, order: dict[str, Any]) -> dict[str, Any]:
         """Do what one line on the control port asks for, and report.
 
-        ``{"fault": NAME, "value": v}`` sets one of :data:`FAULTS`, value null ends it. Of the
+        ``{"fault": NAME, "value": v}`` sets one of :data:`FAULTS`, value null ends it;
+        ``{"fault": "estop"}`` presses the emergency stop, and ``{"fault": "clear"}`` ends them all
+        and lets the stop come up again. Of the
         robot's own state are ``{"estop": "press" | "release"}``, ``{"enable": true | false}``,
         ``{"error": true}`` and ``{"reset": true}``; ``{"restart": true}`` puts arm and things back
         where they began. Of the process are ``{"save": true}`` (the record), ``{"stop": true}``
@@ -334,8 +336,16 @@ class SimulatedSawyer:
         return self.report()
 
     def _set_fault(self, name: str, value: Any) -> None:
+        if name == "estop":
+            self.assembly.press()
+            return
+        if name == "clear":
+            self.assembly.release()
+            for each in [*self.faults, "push", "gripper_error"]:
+                self._set_fault(each, None)
+            return
         if name not in FAULTS:
-            raise unknown_name("fault", name, FAULTS)
+            raise unknown_name("fault", name, (*FAULTS, "estop", "clear"))
         if value is not None and name in _VALUES:
             value = _number_of(name, value)
         if name == "push":

@@ -145,6 +145,10 @@ class ControlPort:
     def __init__(self, port: int, handle: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         class Handler(socketserver.StreamRequestHandler):
             def handle(self) -> None:
+                with contextlib.suppress(ConnectionError):  # whoever asked is gone
+                    self._answer_lines()
+
+            def _answer_lines(self) -> None:
                 for line in self.rfile:
                     try:
                         order = json.loads(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from typing import Any
@@ -46,7 +47,7 @@ def hardware(monkeypatch, tmp_path):
 
     def disguised(backend: str, request: Any) -> Any:
         requests.append(request)
-        rig = make_rig(backend, request)
+        rig = make_rig(backend, dataclasses.replace(request, options={}, cameras={}))
         rig.scene, rig.address = None, "10.0.0.2"
         rig.watches["door"] = lambda: disguised.said
         return rig
@@ -120,6 +121,15 @@ def test_hardware_has_no_scene_to_place(hardware):
     with pytest.raises(InvalidInputError, match="resets is 'scene', but this rig has no simulated"):
         make_env("Reach", "panda", resets="scene")
     assert watchdogs() == 0
+
+
+@pytest.mark.parametrize("backend", ["mujoco", "pybullet"])
+def test_a_simulated_rig_is_reached_by_nothing(backend):
+    pytest.importorskip(backend)
+    with pytest.raises(InvalidInputError, match=r"rig option 'robot_ip' .* rig takes none"):
+        make_env("Reach", "panda", backend, rig_options={"robot_ip": "10.0.0.2"})
+    with pytest.raises(InvalidInputError, match=r"'front' is given as 'opencv:0'.*: front, side"):
+        make_env("Reach", "panda", backend, camera_sources={"front": "opencv:0"})
 
 
 def test_how_hardware_is_reached_gets_to_the_backend(hardware):

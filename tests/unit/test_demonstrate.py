@@ -392,6 +392,29 @@ def test_an_interrupt_keeps_what_was_accepted_and_the_running_one_apart(tmp_path
     assert aborted.metadata["reason"] == "stopped by the user"
 
 
+def test_an_interrupt_breaks_off_a_reset_by_the_arm_and_leaves_no_empty_folder(
+    tmp_path, monkeypatch
+):
+    from robot_rl.envs.motion import Motion
+
+    make = demonstrate.make_env
+    monkeypatch.setattr(demonstrate, "make_env",
+                        lambda *names, **more: make(*names, **{**more, "resets": "arm"}))
+    wait, waits = Motion._wait, []
+
+    def waited(self) -> None:
+        waits.append(self)
+        if len(waits) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        wait(self)
+
+    monkeypatch.setattr(Motion, "_wait", waited)
+    values = run(tmp_path / "demos", Person(), episodes=5)
+    assert values["interrupted"] and values["accepted"] == values["aborted"] == 0
+    assert len(waits) == 4, "not one period more"
+    assert not (tmp_path / "demos").exists()
+
+
 # -- going on -----------------------------------------------------------------------------------
 
 

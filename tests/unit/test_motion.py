@@ -9,7 +9,7 @@ import pytest
 
 from robot_rl.envs import make_env
 from robot_rl.envs.motion import CLEAR_M, HOME_M, Arrival, Motion
-from robot_rl.errors import InvalidInputError, SafetyError
+from robot_rl.errors import InvalidInputError, MotionInterruptedError, SafetyError
 from robot_rl.interfaces import Placement
 
 pytest.importorskip("mujoco")
@@ -118,6 +118,31 @@ def test_joints_arrive_or_say_that_they_do_not(worlds):
     arrival = motion.move_joints_to(low, 0.3)
     assert not arrival and "rad from where it should be" in arrival.why
     assert measured(env)[0][2] > 0.0 and env.safety.counters.violations == 0
+
+
+def test_a_small_jog_of_an_arm_that_is_late_does_not_overshoot():
+    env = make_env("Reach", "panda", randomization={"latency_s": 0.3})
+    try:
+        env.reset(seed=0)
+        env.rig.arm.set_latency(0.3)
+        motion = Motion(env.rig, env.safety)
+        before = env.safety.setpoint_tool_m[2]
+        assert motion.jog([0.0, 0.0, 0.02], speed_m_s=0.05)
+        assert env.safety.setpoint_tool_m[2] - before == pytest.approx(0.02, abs=5e-4)
+    finally:
+        env.close()
+
+
+def test_a_motion_can_be_broken_off(worlds):
+    env, motion = worlds(start=Placement(np.array([-0.15, 0.0, 0.1])))
+    left = iter(range(5))
+    motion.interrupted = lambda: next(left, None) is None
+    with pytest.raises(MotionInterruptedError, match="broken off"):
+        motion.move_tool_to([0.15, 0.0, 0.1], speed_m_s=0.1)
+    motion.interrupted = None
+    assert motion.settle() and env.safety.held is None
+    assert measured(env)[0][0] < -0.05, "on the way"
+    assert motion.move_tool_to([0.15, 0.0, 0.1])
 
 
 def test_a_jog_is_relative_and_ends_at_the_box(worlds):

@@ -12,7 +12,7 @@ import numpy as np
 
 from robot_rl.envs.motion import CLEAR_M, Arrival, Motion
 from robot_rl.envs.tasks.base import Task
-from robot_rl.errors import InvalidInputError, RobotRLError
+from robot_rl.errors import InvalidInputError, MotionInterruptedError, RobotRLError
 from robot_rl.interfaces import Array, BodyState, Placement, Rig
 from robot_rl.kinematics import rotation_from_quat
 from robot_rl.safety import SafetyFilter
@@ -192,12 +192,15 @@ class ArmResetter:
 
         Raises:
             SafetyError: the arm was held before; only an operator may release it.
+            MotionInterruptedError: :attr:`motion` was broken off; the arm comes to rest.
         """
         safety = self.bench.safety
         safety.check_released()
         before = safety.counters.violations
         try:
             why = self._try(placement)
+        except MotionInterruptedError:
+            raise
         except RobotRLError as error:
             # Out of reach, held by the filter or a watch, no fresh state: no further try will do.
             why = str(error)
@@ -205,6 +208,11 @@ class ArmResetter:
         if why is not None:
             self.give_up(why)
         return why is None
+
+    @property
+    def motion(self) -> Motion:
+        """What it moves the arm with."""
+        return self.bench.motion
 
     def give_up(self, why: str) -> None:
         """Hold the arm and call for help."""

@@ -9,10 +9,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from robot_rl.envs.motion import Motion
 from robot_rl.envs.resets.base import ArmResetter, at_rest
 from robot_rl.envs.robot_env import RobotEnv
 from robot_rl.envs.tasks.base import Task, TaskView
-from robot_rl.errors import InvalidInputError, RobotRLError
+from robot_rl.errors import InvalidInputError, MotionInterruptedError, RobotRLError
 from robot_rl.interfaces import Array, BodyState, Placement
 
 _LOG = logging.getLogger("robot_rl.resets")
@@ -82,12 +83,19 @@ class LearnedResetter:
         self.learned = 0
         self.fallbacks = 0
 
+    @property
+    def motion(self) -> Motion:
+        """What it moves the arm with."""
+        return self.scripted.motion
+
     def reset(self, placement: Placement) -> bool:
         """Whether the world is at a start; otherwise the arm is held and help was called for."""
         self.env.safety.check_released()
         goal = goal_at(self.env.task, placement)
         try:
             reached = any(self._try(goal) for _ in range(self.tries))
+        except MotionInterruptedError:
+            raise
         except RobotRLError as error:
             self.scripted.give_up(str(error))
             return False
