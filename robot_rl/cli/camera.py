@@ -140,6 +140,11 @@ def _simulated(source: str) -> Opened:
     return Opened(camera, clock, options["fps"], True, wait, env.close)
 
 
+def _engines() -> list[str]:
+    """The backends that render."""
+    return [name for name in list_backends() if name in ("mujoco", "pybullet")]
+
+
 def _sim_parts(source: str) -> tuple[list[str], dict[str, Any]]:
     target, _, query = source.removeprefix("sim:").partition("?")
     parts = target.split("/")
@@ -148,8 +153,8 @@ def _sim_parts(source: str) -> tuple[list[str], dict[str, Any]]:
             f"camera source {source!r} should be sim:BACKEND/TASK/CAMERA, e.g. "
             "sim:mujoco/Push/front"
         )
-    if parts[0] not in list_backends():
-        raise unknown_name("backend", parts[0], list_backends())
+    if parts[0] not in (engines := _engines()):
+        raise unknown_name("engine", parts[0], engines)
     options: dict[str, Any] = {"robot": "sawyer", "size": _SIM_SIZE, "fps": _SIM_RATE_HZ}
     for pair in filter(None, query.split("&")):
         key, _, value = pair.partition("=")
@@ -183,7 +188,7 @@ def _sim_value(key: str, value: str) -> Any:
 def _list_run(args: argparse.Namespace) -> Outcome:
     found: dict[str, list[dict[str, str]]] = _installed("find")()
     found["sim"] = [{"source": f"sim:{backend}/Push/front", "about": "a simulated camera"}
-                    for backend in list_backends() if backend in ("mujoco", "pybullet")]
+                    for backend in _engines()]
     sources = [entry["source"] for entries in found.values() for entry in entries
                if "source" in entry]
     lines = []

@@ -69,7 +69,8 @@ def _run(args: argparse.Namespace) -> Outcome:
 
 
 def _text(values: dict[str, Any]) -> str:
-    text = (f"{values['accepted']} demonstrations accepted ({values['episodes']} in "
+    some = "" if values["accepted"] == 1 else "s"
+    text = (f"{values['accepted']} demonstration{some} accepted ({values['episodes']} in "
             f"{values['path']})")
     apart = values["rejected"] + values["aborted"]
     if apart:
@@ -79,6 +80,8 @@ def _text(values: dict[str, Any]) -> str:
         text += f"; the operator took over {values['interventions']} times"
     if values["stopped"]:
         text += f"\nstopped: {values['stopped']}"
+    elif values["interrupted"]:
+        text += "\nstopped by you"
     return text
 
 

@@ -224,7 +224,7 @@ def _goal_pictures(
     goal_image: str, obs: str, shape: tuple[int, int, int]
 ) -> list[NDArray[np.uint8]]:
     if goal_image and obs != "image":
-        raise InvalidInputError("goal_image goes with obs='image'")
+        raise InvalidInputError("goal_image goes with obs='image' (--goal-image with --obs image)")
     return load_goal_images(goal_image, shape) if goal_image else []
 
 

@@ -137,9 +137,11 @@ class StreamCamera:
             given_up, fault, there = self._error, self._fault, bool(self._ring)
         if given_up is not None or not there:
             self.close()
+            missing = f"no frame within {self._options.start:g} s"
+            if self.source.startswith("ros"):
+                missing += "; `robot-rl camera list` says which image topics there are"
             raise given_up or StaleDataError(
-                f"camera {self.name!r} ({self.source}): "
-                + (fault or f"no frame within {self._options.start:g} s")
+                f"camera {self.name!r} ({self.source}): {fault or missing}"
             )
         if self._stated_hz() == 0.0:
             self._learn_rate()

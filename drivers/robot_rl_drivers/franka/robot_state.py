@@ -32,7 +32,8 @@ def check_arm(spec: RobotSpec) -> None:
     """
     if spec.name not in ARMS:
         raise InvalidInputError(
-            f"robot {spec.name!r} is no Franka; this backend drives {' and '.join(ARMS)}"
+            f"robot {spec.name!r} is no Franka; the backends ros2 and franky drive "
+            f"{' and '.join(ARMS)}, ros1 drives sawyer"
         )
 
 
