@@ -236,22 +236,24 @@ class Ros1Session:
         _, _, (publishers, _, _) = master.getSystemState(self._caller())
         for topic, nodes in publishers:
             for node in nodes if topic in topics else ():
-                if node != self._caller() and self._lives(master, node):
+                if node != self._caller() and self._publishes(master, node, topic):
                     return f"another program publishes {topic}: {node}; end it first"
         return None
 
-    def _lives(self, master: Any, node: str) -> bool:
-        """Whether a node is there: only one that refuses connections is surely gone."""
+    def _publishes(self, master: Any, node: str, topic: str) -> bool:
+        """Whether a node that the master lists is there and publishes a topic. One that died
+        without a word is not: connections are refused where it was, or whoever has its port now
+        publishes other things."""
         code, _, uri = master.lookupNode(self._caller(), node)
-        if code != 1:
+        if code != 1 or uri == self._rospy.get_node_uri():
             return False
         try:
-            _proxy(uri).getPid(self._caller())
+            _, _, topics = _proxy(uri).getPublications(self._caller())
+            return any(name == topic for name, _ in topics)
         except ConnectionRefusedError:
             return False
         except NO_ANSWER:
             return True
-        return True
 
     def close(self) -> None:
         """Withdraw the topics. The process stays a node until it ends."""

@@ -254,7 +254,8 @@ class SafetyFilter:
 
         Returns by how much the set-point moved. Too long a step is shortened along its direction,
         a step out of the box ends at its face, joints at their limits stay there. What the arm has
-        no time for it makes up for with the next command.
+        no time for it makes up for with the next command; where it can go no further, the set-point
+        comes back to where it is going.
 
         Raises:
             SafetyError: the arm is held or reports what is not a number, or the command is not

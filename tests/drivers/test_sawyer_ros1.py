@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+import xmlrpc.client
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,39 @@ def test_others_on_a_topic_that_is_ours_are_a_fault_while_they_live():
         finally:
             other.kill()
             other.wait()
+            session.close()
+
+
+def test_a_dead_publisher_whose_port_somebody_else_has_now_is_none():
+    with RosMaster() as master:
+        session = Ros1Session(master.uri)
+        session.publisher("/mine", "std_msgs/Float64", alone=True)
+        told = xmlrpc.client.ServerProxy(master.uri)
+        own = ros1_import.import_rospy().get_node_uri()
+        other = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(f"""
+                import sys
+                from robot_rl.ros.ros1 import Ros1Session
+                from robot_rl.ros.ros1_import import import_rospy
+                session = Ros1Session({master.uri!r}, name="third")
+                session.publisher("/theirs", "std_msgs/Float64")
+                print(import_rospy().get_node_uri(), flush=True)
+                sys.stdin.read()
+            """)], env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )
+        try:
+            assert other.stdout is not None
+            theirs = other.stdout.readline().strip()
+            # Killed nodes stay in the master's list, under an address that is another's by now.
+            told.registerPublisher("/dead_1", "/mine", "std_msgs/Float64", own)
+            told.registerPublisher("/dead_2", "/mine", "std_msgs/Float64", theirs)
+            assert session.others("/mine") is None
+            time.sleep(1.2)
+            assert session.fault() is None
+            assert "publishes /theirs: " in (session.others("/theirs") or "")
+        finally:
+            other.communicate("", timeout=20)
             session.close()
 
 
