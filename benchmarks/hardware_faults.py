@@ -69,6 +69,25 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "seconds": round(time.monotonic() - begun_s, 1)}
 
 
+def joined(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """One result of both, of each rig the later one.
+
+    Raises:
+        SystemExit: they differ in more than their rigs.
+    """
+    for key in ("robot_rl", "seeds", "brief"):
+        if before[key] != after[key]:
+            raise SystemExit(f"the results differ in {key}: {before[key]} and {after[key]}")
+    rigs = {**before["rigs"], **after["rigs"]}
+    kept = [example for example in before["unexpected_examples"]
+            if example["rig"] not in after["rigs"]]
+    count = {key: sum(fault[key] for faults in rigs.values() for fault in faults.values())
+             for key in ("trials", "expected", "unexpected", "disturbed")}
+    return {**after, **count, "rigs": rigs, "options": {**before["options"], **after["options"]},
+            "unexpected_examples": kept + after["unexpected_examples"],
+            "seconds": round(before["seconds"] + after["seconds"], 1)}
+
+
 KNOWN = {"sawyer": ("max_gap_s", "command_timeout_s", "mode"), "franka": ("max_gap_s", "mode")}
 
 
@@ -99,6 +118,7 @@ def main() -> int:
                         help="spoil the stack on purpose: the battery has to find it")
     parser.add_argument("--list", action="store_true", help="name the faults, and stop")
     parser.add_argument("--out", type=Path, help=f"write the result there, e.g. {RESULTS.name}")
+    parser.add_argument("--join", action="store_true", help="keep what --out holds of other rigs")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args()
@@ -112,6 +132,8 @@ def main() -> int:
     result: dict[str, Any] = {"robot_rl": robot_rl.__version__,
                               "python": platform.python_version(), "cores": os.cpu_count(),
                               **run(args)}
+    if args.join and args.out is not None and args.out.exists():
+        result = joined(json.loads(args.out.read_text()), result)
     print(table(result), file=sys.stderr)
     print(f"{result['trials']} trials, {result['unexpected']} unexpected, {result['disturbed']} "
           f"disturbed, {result['seconds']:.0f} s", file=sys.stderr)

@@ -237,3 +237,20 @@ def test_the_benchmark_names_its_faults(monkeypatch, capsys):
     assert hardware_faults.main() == 0
     out = capsys.readouterr().out
     assert all(name in out for name in BY_NAME)
+
+
+def test_results_of_two_runs_are_joined_by_rig(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    from benchmarks.hardware_faults import joined
+
+    def run_of(rig: str, outcome: str) -> dict:
+        return {"robot_rl": "1", "seeds": 2, "brief": False, "options": {rig: {}}, "seconds": 1.5,
+                **summary([Result("clock_steps", rig, seed, outcome) for seed in range(2)])}
+
+    both = joined(joined(run_of("franka", "expected"), run_of("sawyer", "unexpected")),
+                  run_of("sawyer", "expected"))
+    assert (both["trials"], both["expected"], both["unexpected"]) == (4, 4, 0)
+    assert set(both["rigs"]) == set(both["options"]) == {"sawyer", "franka"}
+    assert both["unexpected_examples"] == [] and both["seconds"] == 4.5
+    with pytest.raises(SystemExit, match="the results differ in seeds: 2 and 3"):
+        joined(run_of("franka", "expected"), {**run_of("sawyer", "expected"), "seeds": 3})
