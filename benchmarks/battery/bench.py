@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import signal
@@ -22,10 +21,11 @@ from numpy.typing import NDArray
 
 from robot_rl.specs import RobotSpec, load_robot
 
+from .domains import free_domain
+
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 START_S, ANSWER_S = 90.0, 20.0
-_DOMAINS = itertools.count()
 
 Log = dict[str, NDArray[np.float64]]
 
@@ -304,7 +304,7 @@ class FrankaBench(Bench):
     robot_name = "fr3"
 
     def _start(self) -> None:
-        self.domain = 1 + (os.getpid() * 7 + next(_DOMAINS)) % 90
+        self.domain = free_domain()
         self.env["ROS_DOMAIN_ID"] = str(self.domain)
         self.pictures = Child("pictures.py", "ros2", str(self.domain), env=self.env)
         self._stack.callback(self.pictures.kill)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import signal
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.battery.domains import free_domain
 from tests.drivers.teleop_devices import Terminal
 from tests.drivers.teleop_stand_ins import HidLibrary
 
@@ -24,14 +24,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 # -- Franka -------------------------------------------------------------------------------------
-
-_DOMAINS = itertools.count()
-
-
-def free_domain() -> int:
-    """A DDS domain that other test processes on this machine hardly use."""
-    return 1 + (os.getpid() * 7 + next(_DOMAINS)) % 90
-
 
 class SimulatedFranka:
     """``robot-rl sim franka`` in a process of its own, with a line to its control port."""

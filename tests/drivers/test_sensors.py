@@ -457,9 +457,9 @@ def test_readings_come_over_real_ros_2_topics(monkeypatch):
     pytest.importorskip("cyclonedds")
     pytest.importorskip("rosbags")
     monkeypatch.setenv("ROBOT_RL_ROS_RUNTIME", "embedded")
+    from benchmarks.battery.domains import free_domain
     from robot_rl.ros.runtime import SENSOR_DATA, Spinner, destroy, make_node, message, native
     from robot_rl_drivers.franka.transport import subscriber
-    from tests.drivers.conftest import free_domain
 
     node = make_node("sensor_test", domain_id=free_domain())
     spinner = Spinner(node)
