@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 
 from benchmarks.battery.domains import free_domain
+from tests import waiting
 from tests.drivers.teleop_devices import Terminal
 from tests.drivers.teleop_stand_ins import HidLibrary
 
@@ -84,16 +84,7 @@ def simulated_franka() -> Iterator[Callable[..., SimulatedFranka]]:
 @pytest.fixture(scope="session")
 def until() -> Callable[..., bool]:
     """Waits for a check to come true; whether it did."""
-
-    def wait(check: Callable[[], object], timeout_s: float = 10.0) -> bool:
-        deadline = time.monotonic() + timeout_s
-        while not check():
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.005)
-        return True
-
-    return wait
+    return waiting.until
 
 
 # -- cameras ------------------------------------------------------------------------------------

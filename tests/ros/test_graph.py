@@ -17,7 +17,7 @@ pytest.importorskip("rosbags")
 from robot_rl.ros import runtime
 from robot_rl.ros.runtime import dds, graph, types
 from robot_rl.ros.runtime.qos import QoS
-from tests.ros.waiting import until
+from tests.waiting import until
 
 Make = Callable[..., Any]
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,7 +16,7 @@ from robot_rl.errors import InvalidInputError
 from robot_rl.ros import runtime
 from robot_rl.ros.runtime import parameters
 from robot_rl.ros.runtime.node import Parameter
-from tests.ros.waiting import until
+from tests.waiting import until
 
 Make = Callable[..., Any]
 

@@ -24,7 +24,7 @@ from robot_rl.ros import runtime
 from robot_rl.ros.runtime import dds, services, types
 from robot_rl.ros.runtime.node import expand
 from robot_rl.ros.runtime.qos import QoS
-from tests.ros.waiting import until
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 
