@@ -30,7 +30,8 @@ class Row:
     """A set-point: joint angles (n,) [rad], velocities [rad/s], accelerations [rad/s^2].
 
     ``number`` counts rows over the life of the streamer. ``repeated`` is a row that was sent
-    before, at rest: the arm is to stay there.
+    before, at rest: the arm is to stay there. After ``until_s`` [s, the monotonic clock] it is too
+    late for it: whoever sends it calls :meth:`check_in_time` as the last thing before.
     """
 
     number: int
@@ -38,6 +39,15 @@ class Row:
     velocity_rad_s: Array
     acceleration_rad_s2: Array
     repeated: bool = False
+    until_s: float = math.inf
+
+    def check_in_time(self) -> None:
+        """Raises LateCommandError where the program was kept from sending it for too long: an old
+        row must not reach an arm that has stopped meanwhile."""
+        late_s = time.monotonic() - self.until_s
+        if late_s > 0.0:
+            raise LateCommandError(f"the command stream stopped for {late_s:.3f} s more than it may"
+                                   ", with a row on its way out")
 
 
 @dataclass(slots=True)
@@ -217,13 +227,13 @@ class SetpointStreamer:
                 time.sleep(wait_s)
             now_s = time.monotonic()
             late_s = now_s - due_s
-            self._beat(late_s)
+            self._beat(late_s, due_s + self.max_gap_s)
             due_s = max(due_s + self.period_s, now_s + _LEAST_SPACING * self.period_s)
 
     def _nothing_to_send(self) -> bool:
         return not len(self._queue) and not (self._repeat and self._last is not None)
 
-    def _beat(self, late_s: float) -> None:
+    def _beat(self, late_s: float, until_s: float) -> None:
         with self._wake:
             if self._nothing_to_send() or self._closed:
                 return
@@ -234,7 +244,8 @@ class SetpointStreamer:
             values = self._last if repeated else self._queue[0]
             assert values is not None
             number = self._sent - 1 if repeated else self._sent
-            row = Row(number, values[0].copy(), values[1].copy(), values[2].copy(), repeated)
+            row = Row(number, values[0].copy(), values[1].copy(), values[2].copy(), repeated,
+                      until_s)
             try:
                 self._send(row)
             except Exception as error:  # whatever the transport raises, the stream has ended

@@ -167,6 +167,27 @@ def test_after_a_stall_of_the_wire_rows_do_not_come_in_a_burst(stream, wire):
     assert np.diff(wire.times_s[5:]).min() >= 0.45 * PERIOD_S
 
 
+def test_a_row_that_was_held_up_on_its_way_out_is_not_sent(stream, wire):
+    """As where the process is stopped between the look at the clock and the wire."""
+    streamer, sent = stream(max_gap_s=0.05), []
+
+    def send(row: Row) -> None:
+        if row.number == 2:
+            time.sleep(0.15)
+        row.check_in_time()
+        sent.append(row.number)
+
+    streamer._send = send
+    streamer.command(rows(*np.linspace(0.0, 0.1, 20)))
+    assert sent == [] or sent[0] == 0
+    end_s = time.monotonic() + 5.0
+    while streamer.fault is None and time.monotonic() < end_s:
+        time.sleep(0.005)
+    assert "the command stream stopped for 0.1" in streamer.fault
+    assert sent == [0, 1] and streamer.pending() == 0
+    Row(0, np.zeros(1), np.zeros(1), np.zeros(1)).check_in_time()
+
+
 def test_a_gap_drops_the_rest_and_stays_a_fault_until_cleared(stream, wire):
     streamer = stream(max_gap_s=0.05)
     wire.delay_s = 0.2

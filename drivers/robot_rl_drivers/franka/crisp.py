@@ -400,7 +400,10 @@ class FrankaArm:
         joint.position = row.position_rad.tolist()
         joint.velocity = row.velocity_rad_s.tolist()
         if "target_pose" in self._publishers:
-            self._publishers["target_pose"].publish(self._pose(row.position_rad, stamp))
+            pose = self._pose(row.position_rad, stamp)
+            row.check_in_time()
+            self._publishers["target_pose"].publish(pose)
+        row.check_in_time()
         self._publishers["target_joint"].publish(joint)
         self._compare(row.position_rad)
 

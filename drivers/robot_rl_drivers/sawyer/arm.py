@@ -290,6 +290,7 @@ class SawyerArm:
                 measured = None
         message = joint_command(self.mode, self._command.message, self.spec, row, measured)
         message.header.stamp = self._session.stamp()
+        row.check_in_time()
         self._command.publish(message)
         self._state.sent(row.position_rad)
         self._target = row.position_rad
