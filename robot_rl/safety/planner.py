@@ -165,10 +165,9 @@ class Planner:
                 way = math.hypot(*(here + part * step - plan.tool(row)))
                 velocity = self._velocity(plan, row, q, speed, way)
                 found = self._planned(plan, row, q, velocity, aim.duration_s, False)
-                # No further away from where it is to go, nor from where it was than it may.
-                if found is not None and max(
-                    math.dist(found.pose[:3, 3], wanted[:3, 3]), math.dist(found.pose[:3, 3], here)
-                ) <= math.hypot(*step) + _STRAY_M:
+                if found is not None and (
+                    math.dist(found.pose[:3, 3], wanted[:3, 3]) <= math.hypot(*step) + _STRAY_M
+                ):
                     found.part = part * share
                     return found
         return self._from_the_face(plan, row, q_rad, reached, aim.duration_s)
