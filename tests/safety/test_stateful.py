@@ -134,14 +134,9 @@ class FilterMachine(RuleBasedStateMachine):
             if not done.limited:
                 np.testing.assert_allclose(done.delta_m, np.array(delta) * size, atol=1e-8)
                 assert done.yaw_rad == pytest.approx(turn, abs=1e-8)
-            # A command's own reach, and what one may make up for; or back to where the rows lead.
+            # A command's own reach, and what one may make up for.
             most = self.safety.config.max_speed_m_s * duration
-            step = np.linalg.norm(done.delta_m)
-            if step > most + 0.0201:
-                leads_to = self.safety.kinematics.forward(self.arm.queued[-1])[:3, 3]
-                leads_to = leads_to - np.array(self.arm.spec.workspace_origin_m)
-                np.testing.assert_allclose(self.safety.setpoint_tool_m, leads_to, atol=1e-9)
-                assert done.limited
+            assert np.linalg.norm(done.delta_m) <= most + 0.0201
             self.clock.pass_s(wait * duration)
 
     @rule(share=st.floats(0.0, 1.0), which=st.integers(0, 7), speed=st.floats(0.01, 1.0),
